@@ -1,0 +1,1 @@
+"""Who tries to break it."""

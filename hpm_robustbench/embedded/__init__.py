@@ -1,0 +1,1 @@
+"""The embedded default: a small robust digits classifier that needs no download."""

@@ -1,0 +1,1 @@
+"""The trial: attacks propose, the judge alone decides."""

@@ -1,0 +1,1 @@
+"""What is written down. Nothing here imports torch."""

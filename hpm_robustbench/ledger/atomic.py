@@ -1,0 +1,55 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from hpm_robustbench.errors import StorageProblem
+
+
+def make_folder(path: Path) -> Path:
+    """Create ``path`` and its parents.
+
+    Raises:
+        StorageProblem: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _problem(path, error) from error
+    return path
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises:
+        StorageProblem: the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    make_folder(path.parent)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise _problem(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _problem(path: Path, error: OSError) -> StorageProblem:
+    if error.errno == errno.ENOSPC:
+        next_step = "free some space and run the same command again; everything already written is kept"
+    else:
+        next_step = "make the folder writable, or name another one with --output"
+    return StorageProblem(wanted=f"to write {path}", got=error.strerror or type(error).__name__, next_step=next_step)

@@ -1,0 +1,118 @@
+"""The memory of a run: one file per (shard, step), written whole or not at all.
+
+    runs/<run key>/plan.json
+    runs/<run key>/environment.json
+    runs/<run key>/shards/00003/02-apgd-t@hpm.json
+
+Resume is not a mode: whoever runs a plan asks which files exist. A file that is torn, foreign or edited does not
+match its own checksum; it is ignored with a warning and the step is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpm_robustbench.errors import IntegrityError
+from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.ledger.plan import Plan, canonical_json, digest
+from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, merge_shards
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The folder of one plan's run."""
+
+    def __init__(self, runs: Path, plan: Plan) -> None:
+        self.plan = plan
+        self.folder = runs / plan.run_key
+        self.step_names = [CLEAN, *(step.name for step in plan.steps)]
+
+    def open(self, environment: Mapping[str, str]) -> Journal:
+        """Create the folder, or recognise it.
+
+        Raises:
+            StorageProblem: it cannot be written.
+            IntegrityError: it holds another plan.
+        """
+        plan_file = self.folder / "plan.json"
+        text = json.dumps(self.plan.to_json(), indent=1, sort_keys=True) + "\n"
+        if plan_file.exists():
+            if load_plan(self.folder).run_key != self.plan.run_key:
+                raise IntegrityError(
+                    wanted=f"the plan {self.plan.run_key} in {self.folder}",
+                    got="another plan",
+                    next_step="remove that folder",
+                )
+        else:
+            make_folder(self.folder)
+            write_atomic(plan_file, text)
+        write_atomic(self.folder / "environment.json", json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
+        return self
+
+    def path(self, shard: int, step: str) -> Path:
+        """Where a step's result on a shard lies."""
+        return self.folder / "shards" / f"{shard:05d}" / f"{self.step_names.index(step):02d}-{step}.json"
+
+    def write(self, shard: int, result: StepResult) -> None:
+        """Put a result down, atomically."""
+        payload = asdict(result)
+        write_atomic(
+            self.path(shard, result.name),
+            canonical_json({"payload": payload, "sha256": digest(payload)}) + "\n",
+        )
+
+    def read(self, shard: int, step: str) -> StepResult | None:
+        """The result of a step on a shard, or None if it is not there or not whole."""
+        path = self.path(shard, step)
+        try:
+            content = json.loads(path.read_bytes())
+            payload = content["payload"]
+            if content["sha256"] != digest(payload):
+                raise ValueError("checksum mismatch")
+            result = StepResult.from_json(payload)
+            if result.name != step or list(result.rows) != self.plan.shards()[shard]:
+                raise ValueError("it belongs to another shard or step")
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("ignoring %s, which is not a whole journal file (%s); the step is done again", path, error)
+            return None
+        return result
+
+    def progress(self) -> tuple[int, int]:
+        """Step files written, and step files a finished run has."""
+        done = sum(1 for _ in (self.folder / "shards").glob("*/[0-9]*.json"))
+        return done, len(self.plan.shards()) * len(self.step_names)
+
+    def record(self) -> RunRecord | None:
+        """The finished run, or None while a step is missing."""
+        steps = []
+        for name in self.step_names:
+            shards = [self.read(shard, name) for shard in range(len(self.plan.shards()))]
+            whole = [shard for shard in shards if shard is not None]
+            if len(whole) != len(shards):
+                return None
+            steps.append(merge_shards(whole))
+        environment = json.loads((self.folder / "environment.json").read_bytes())
+        return RunRecord(self.plan, tuple(steps), environment)
+
+
+def load_plan(folder: Path) -> Plan:
+    """Read the plan of a run folder.
+
+    Raises:
+        IntegrityError: there is none, or it is not a plan.
+    """
+    try:
+        data: Any = json.loads((folder / "plan.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            wanted=f"a readable plan.json in {folder}", got=str(error), next_step="remove that folder"
+        ) from error
+    return Plan.from_json(data)

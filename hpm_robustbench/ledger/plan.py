@@ -1,0 +1,142 @@
+"""What will be done, as data: the hash of a plan is the key of its run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.threat import Batching, Eps, Norm, ThreatModel
+
+FORMAT = 1
+AUTOATTACK = "autoattack"
+"""Group of the steps that together are standard AutoAttack on the target itself."""
+MSA = "msa"
+"""Group of the steps that the Mixed Surrogate Attack adds."""
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Sha256 of a value's canonical JSON, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attack on one view of the classifier, by name."""
+
+    view: str
+    attack: str
+    group: str
+    parameters: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """``attack@view`` and the parameters; unique within a plan and safe as a file name."""
+        suffix = "".join(f".{key}-{value}" for key, value in sorted(self.parameters.items()))
+        return f"{self.attack}@{self.view}{suffix}"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which images: a dataset's split, the hash of the evaluated images and labels, and how many."""
+
+    dataset: str
+    split: str
+    fingerprint: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial of one target under one threat model: everything its outcome depends on, and nothing else.
+
+    ``target`` is ``hpm`` or ``base``. ``state_sha256`` covers every weight and buffer of target and surrogates.
+    ``defence`` is the HPM configuration (empty for ``base``). ``batch_size`` is the batch an attack sees and, for
+    JOINT, the batch in which the defence answers. ``software`` names versions and the kind of device.
+    """
+
+    model: str
+    target: str
+    batching: Batching
+    threat: ThreatModel
+    protocol: str
+    steps: tuple[Step, ...]
+    examples: Examples
+    state_sha256: str
+    defence: Mapping[str, Any]
+    software: Mapping[str, str]
+    seed: int = 0
+    batch_size: int = 250
+    shard_size: int = 250
+
+    def __post_init__(self) -> None:
+        names = [step.name for step in self.steps]
+        if len(set(names)) != len(names):
+            raise UsageProblem(
+                wanted="steps with distinct names", got=", ".join(names), next_step="remove the repeated step"
+            )
+        if min(self.batch_size, self.shard_size, self.examples.n) < 1 or self.shard_size % self.batch_size:
+            raise UsageProblem(
+                wanted="at least one example and a shard size that is a multiple of the batch size",
+                got=f"{self.examples.n} examples, shard {self.shard_size}, batch {self.batch_size}",
+                next_step="change --n-ex or --batch-size",
+            )
+
+    @property
+    def run_key(self) -> str:
+        """The first 16 hex digits of the sha256 of the plan."""
+        return digest(self.to_json())[:16]
+
+    def shards(self) -> list[list[int]]:
+        """Row numbers of each shard: JOINT batches are shuffled once by the seed, others keep dataset order."""
+        n = self.examples.n
+        joint = self.batching is Batching.JOINT
+        order = np.random.default_rng(self.seed).permutation(n).tolist() if joint else list(range(n))
+        return [order[start : start + self.shard_size] for start in range(0, n, self.shard_size)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_json`` is its inverse."""
+        data = asdict(self)
+        data["format"] = FORMAT
+        data["batching"] = self.batching.value
+        data["threat"] = {"norm": self.threat.norm.value, "eps": self.threat.eps.text}
+        data["threat"]["eps_exact"] = str(self.threat.eps.value)
+        data["steps"] = [
+            {"view": s.view, "attack": s.attack, "group": s.group, "parameters": dict(s.parameters)} for s in self.steps
+        ]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from its JSON values.
+
+        Raises:
+            IntegrityError: not a plan of this format.
+        """
+        try:
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']}")
+            fields = {key: value for key, value in data.items() if key != "format"}
+            threat = data["threat"]
+            fields["batching"] = Batching(data["batching"])
+            fields["threat"] = ThreatModel(Norm(threat["norm"]), Eps(threat["eps"], Fraction(threat["eps_exact"])))
+            fields["steps"] = tuple(Step(**step) for step in data["steps"])
+            fields["examples"] = Examples(**data["examples"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                wanted=f"a run plan of format {FORMAT}",
+                got=f"{type(error).__name__}: {error}",
+                next_step="remove this run folder, or read it with the version that wrote it",
+            ) from error

@@ -1,0 +1,137 @@
+"""What came out: one verdict per step and row, and the counts that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from hpm_robustbench.ledger.plan import AUTOATTACK, Plan
+
+CLEAN = "clean"
+"""Name of the step before all attacks: the images as they are."""
+
+
+class Verdict(IntEnum):
+    """What the judge says of one row after one step."""
+
+    CLEAN_WRONG = 0
+    """Misclassified without any attack; never attacked."""
+    STANDING = 1
+    """Attacked, and still classified correctly."""
+    BROKEN = 2
+    """A valid perturbation changed the label on the true target."""
+    INVALID = 3
+    """The attack returned something outside the box or the budget, or not finite; it does not count."""
+    SKIPPED = 4
+    """Not attacked by this step: an earlier one had already broken it."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did to the rows of one shard, or of a whole run, in the order of ``rows``.
+
+    ``predicted`` is the true target's label for the judged image; ``distance`` the size of the perturbation in the
+    threat model's norm; both are None where nothing was judged. ``forward`` and ``backward`` count images.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    verdict: tuple[int, ...]
+    predicted: tuple[int | None, ...]
+    distance: tuple[float | None, ...]
+    forward: int = 0
+    backward: int = 0
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepResult:
+        """Rebuild from JSON values, where tuples have become lists."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished plan: per-step verdicts over all rows, in dataset order, and where they were computed."""
+
+    plan: Plan
+    steps: tuple[StepResult, ...]
+    environment: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> StepResult:
+        return next(step for step in self.steps if step.name == name)
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.plan.examples.n
+
+    @property
+    def clean_correct(self) -> list[bool]:
+        """Per row: right without any attack."""
+        return [verdict != Verdict.CLEAN_WRONG for verdict in self[CLEAN].verdict]
+
+    def standing(self, group: str | None = None, upto: str | None = None) -> list[bool]:
+        """Per row: right on clean input and unbroken by every step of ``group`` (all by default).
+
+        This is the sample-worst rule: a row is lost as soon as one attack breaks it. ``upto`` ends after that step.
+        """
+        alive = self.clean_correct
+        groups = {step.name: step.group for step in self.plan.steps}
+        for step in self.steps:
+            if step.name != CLEAN and (group is None or groups[step.name] == group):
+                alive = [a and v != Verdict.BROKEN for a, v in zip(alive, step.verdict, strict=True)]
+            if step.name == upto:
+                break
+        return alive
+
+    @property
+    def has_autoattack(self) -> bool:
+        """Whether the plan holds standard AutoAttack on the target itself."""
+        return any(step.group == AUTOATTACK for step in self.plan.steps)
+
+    def batch_worst(self) -> int:
+        """Rows standing when each batch meets only the one step that hurts that batch most.
+
+        Only a plan whose steps submit whole batches (JOINT) has this number; there it is at least ``standing``.
+        """
+        position = {row: i for i, row in enumerate(self[CLEAN].rows)}
+        total = 0
+        for shard in self.plan.shards():
+            for start in range(0, len(shard), self.plan.batch_size):
+                batch = [position[row] for row in shard[start : start + self.plan.batch_size]]
+                total += min(_right(step, batch) for step in self.steps)
+        return total
+
+    @property
+    def flags(self) -> list[str]:
+        """Every warning of every step, once each, in order of appearance."""
+        return list(dict.fromkeys(f"{step.name}: {flag}" for step in self.steps for flag in step.flags))
+
+
+def _right(step: StepResult, batch: Sequence[int]) -> int:
+    return sum(step.verdict[i] in (Verdict.STANDING, Verdict.INVALID) for i in batch)
+
+
+def merge_shards(shards: Sequence[StepResult]) -> StepResult:
+    """Put the results of one step over all shards together, in dataset order."""
+    columns = zip(
+        *sorted(
+            row
+            for shard in shards
+            for row in zip(shard.rows, shard.verdict, shard.predicted, shard.distance, strict=True)
+        ),
+        strict=True,
+    )
+    rows, verdict, predicted, distance = columns
+    return StepResult(
+        name=shards[0].name,
+        rows=rows,
+        verdict=verdict,
+        predicted=predicted,
+        distance=distance,
+        forward=sum(shard.forward for shard in shards),
+        backward=sum(shard.backward for shard in shards),
+        flags=tuple(dict.fromkeys(flag for shard in shards for flag in shard.flags)),
+    )

@@ -1,0 +1,57 @@
+"""Intervals and paired tests over counts of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """``count`` of ``n`` with its 95 % Wilson interval; all three in percent where they are percentages."""
+
+    count: int
+    n: int
+    percent: float
+    low: float
+    high: float
+
+
+def proportion(count: int, n: int) -> Proportion:
+    """Percentage with a 95 % Wilson score interval (Wilson 1927)."""
+    interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return Proportion(count, n, 100 * count / n, 100 * interval.low, 100 * interval.high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two outcomes on the same rows: how many only the first has right, only the second, and the p-value."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
+    """Exact two-sided McNemar test of paired outcomes (McNemar 1947)."""
+    pairs = list(zip(first, second, strict=True))
+    only_first = sum(a and not b for a, b in pairs)
+    only_second = sum(b and not a for a, b in pairs)
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_second, discordant, 0.5).pvalue) if discordant else 1.0
+    return Comparison(only_first, only_second, p_value)
+
+
+def verdict(base: Sequence[bool], hpm: Sequence[bool], alpha: float = 0.05) -> str:
+    """``helps``, ``hurts`` or ``undecided``: the written rule by which a gain is claimed.
+
+    ``base`` and ``hpm`` say per row, on the same rows, whether the base model under AutoAttack and the HPM
+    classifier under its full protocol still stand. HPM helps (hurts) only if it has more (fewer) rows standing and
+    the exact McNemar test rejects equality at ``alpha``; everything else is undecided.
+    """
+    test = mcnemar(base, hpm)
+    if test.p_value >= alpha:
+        return "undecided"
+    return "helps" if test.only_second > test.only_first else "hurts"

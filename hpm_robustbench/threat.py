@@ -1,0 +1,106 @@
+"""What an attacker may do and what a defence answers to: datasets, norms, budgets, batching. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+
+from hpm_robustbench.errors import UnknownName, UsageProblem
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A classification task: its name, number of classes and image shape (C, H, W)."""
+
+    name: str
+    n_classes: int
+    image_shape: tuple[int, int, int]
+
+
+class Norm(str, Enum):
+    """The distance in which a perturbation is measured; values are RobustBench's spellings."""
+
+    LINF = "Linf"
+    L2 = "L2"
+
+    @classmethod
+    def parse(cls, text: str) -> Norm:
+        """Read a norm in any case.
+
+        Raises:
+            UnknownName: not a supported norm.
+        """
+        for norm in cls:
+            if norm.value.casefold() == text.strip().casefold():
+                return norm
+        raise UnknownName("threat model", text, [norm.value for norm in cls])
+
+
+@dataclass(frozen=True)
+class Eps:
+    """A perturbation budget: the exact text a person wrote and the exact number it means.
+
+    ``8/255`` is not a finite binary fraction, so both are kept; ``float(eps)`` is what attacks compute with.
+    """
+
+    text: str
+    value: Fraction
+
+    @classmethod
+    def parse(cls, text: str) -> Eps:
+        """Read ``8/255``, ``0.031`` or ``0.5``.
+
+        Raises:
+            UsageProblem: not a finite number above zero.
+        """
+        cleaned = text.strip().replace(" ", "")
+        try:
+            value = Fraction(cleaned)
+        except (ValueError, ZeroDivisionError):
+            value = Fraction(0)
+        if value <= 0:
+            raise UsageProblem(
+                wanted="eps as a positive number or fraction, in units of the [0, 1] image range",
+                got=repr(text),
+                next_step="write it like 8/255 or 0.031",
+            )
+        return cls(cleaned, value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """An Lp ball of radius ``eps`` around an image, intersected with the box [0, 1]."""
+
+    norm: Norm
+    eps: Eps
+
+    @classmethod
+    def parse(cls, norm: str, eps: str) -> ThreatModel:
+        """Read a norm and a budget from text."""
+        return cls(Norm.parse(norm), Eps.parse(eps))
+
+    def __str__(self) -> str:
+        return f"{self.norm.value} {self.eps}"
+
+
+class Batching(str, Enum):
+    """Which images an HPM classifier looks at when it answers for one image."""
+
+    SOLO = "solo"
+    """Each image is its own batch of one: stateless, row-independent, comparable with RobustBench."""
+    REFERENCE = "reference"
+    """Each image joins a fixed set of clean reference images: row-independent too."""
+    JOINT = "joint"
+    """The images are answered together, so an attacker's images move each other's prototypes."""
+
+    @property
+    def row_independent(self) -> bool:
+        """Whether the answer for one image ignores every other image of the call."""
+        return self is not Batching.JOINT

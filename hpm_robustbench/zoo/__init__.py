@@ -1,0 +1,1 @@
+"""Which models exist. Nothing here imports torch."""

@@ -1,0 +1,91 @@
+"""A model as pure data: what it is, where its weights lie, which layer is its head, who made it. No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.threat import ThreatModel
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` if it is safe as a file name everywhere (letters, digits, ``._-``, at most 128).
+
+    Raises:
+        UsageProblem: it is not; raised before any path is built from it.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UsageProblem(
+            wanted=f"a {kind} name of letters, digits, '.', '_' and '-', at most 128 characters, without '..'",
+            got=repr(name[:160]),
+            next_step="choose such a name",
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class WeightsRef:
+    """Where a checkpoint is: a source scheme, locators within it, and the sha256 each must have if known.
+
+    ``source`` is ``package`` (shipped with this package), ``file`` (a local path), ``gdrive`` (Google Drive ids)
+    or ``upstream`` (the architecture's own library fetches it).
+    """
+
+    source: str
+    locators: tuple[str, ...]
+    sha256: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.source}:{','.join(self.locators)}"
+
+
+@dataclass(frozen=True)
+class HeadRule:
+    """Which layer is the classifier: ``path`` names it, None means find the only provable one."""
+
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Facts about a model's origin, under RobustBench's column names; published accuracies in percent."""
+
+    title: str = ""
+    authors: str = ""
+    venue: str = ""
+    link: str = ""
+    architecture: str = ""
+    license: str = "unknown"
+    additional_data: bool = False
+    number_forward_passes: int = 1
+    clean_acc: str | None = None
+    autoattack_acc: str | None = None
+    reported: str | None = None
+    external: str | None = None
+    unreliable: bool | None = None
+    footnote: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model on one track.
+
+    ``factory`` says how to build the bare network: ``python:package.module:function`` calls a function without
+    arguments; ``robustbench:dataset/threat/name`` asks RobustBench.
+    """
+
+    name: str
+    dataset: str
+    threat: ThreatModel
+    factory: str
+    weights: WeightsRef
+    head: HeadRule = field(default_factory=HeadRule)
+    paper: Paper = field(default_factory=Paper)
+    preprocessing: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name("model", self.name)
+        check_name("dataset", self.dataset)
