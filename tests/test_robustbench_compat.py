@@ -1,0 +1,107 @@
+"""Each shim is tried against the libraries as installed, in a fresh interpreter, with warnings as errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter; returns its output, or raises with its traceback."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+def test_importing_the_module_imports_none_of_the_libraries():
+    loaded = python(
+        "import sys, hpm_robustbench.robustbench_compat\n"
+        "print({'torch', 'torchvision', 'robustbench', 'pyautoattack'} & set(sys.modules))"
+    )
+    assert loaded.strip() == "set()"
+
+
+def test_robustbench_imports_twice_quietly_and_leaves_no_stand_in_behind():
+    out = python(
+        "import sys\n"
+        "from hpm_robustbench.robustbench_compat import import_autoattack, import_robustbench\n"
+        "robustbench = import_robustbench()\n"
+        "assert import_robustbench() is robustbench\n"
+        "package = import_autoattack()\n"
+        "assert robustbench.eval.AutoAttack is package.AutoAttack\n"
+        "from robustbench.loaders import pkg_resources\n"
+        "names = 'helper_files/imagenet_test_image_ids.txt'\n"
+        "lines = open(pkg_resources.resource_filename('robustbench.loaders', names)).readlines()\n"
+        "print(len(lines), sorted(set(sys.modules) & {'autoattack', 'pkg_resources'}))"
+    )
+    count, left = out.split(maxsplit=1)
+    assert int(count) == 5000
+    installed = [name for name in ("autoattack", "pkg_resources") if importlib.util.find_spec(name)]
+    assert left.strip() == str(installed)
+
+
+def test_autoattack_components_come_from_an_installed_package():
+    out = python(
+        "from hpm_robustbench.robustbench_compat import import_autoattack\n"
+        "package = import_autoattack()\n"
+        "package.autopgd_base.APGDAttack, package.fab_pt.FABAttack_PT, package.square.SquareAttack\n"
+        "print(package.__name__)"
+    )
+    assert out.strip() == ("autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack")
+
+
+def test_an_installed_autoattack_is_preferred(tmp_path, monkeypatch):
+    package = tmp_path / "autoattack"
+    package.mkdir()
+    for module in ("__init__", "autopgd_base", "fab_pt", "square", "state"):
+        (package / f"{module}.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = python(
+        "from hpm_robustbench.robustbench_compat import import_autoattack; print(import_autoattack().__file__)"
+    )
+    assert out.strip() == str(package / "__init__.py")
+
+
+def test_torchvision_shim_is_active_only_where_the_import_fails():
+    """When this fails because the plain import works everywhere, drop the shim (pytorch/vision issue 9085)."""
+    needed = False
+    try:
+        python("import torchvision")
+    except RuntimeError as error:
+        assert "operator torchvision::nms does not exist" in str(error)
+        needed = True
+    out = python(
+        "from hpm_robustbench import robustbench_compat as compat\n"
+        "active = []\n"
+        "declare = compat._declare_torchvision_operators\n"
+        "compat._declare_torchvision_operators = lambda: (active.append(1), declare())\n"
+        "torchvision = compat.import_torchvision()\n"
+        "assert compat.import_torchvision() is torchvision and torchvision.models.resnet18\n"
+        "print(len(active))"
+    )
+    assert int(out) == needed
+
+
+@pytest.mark.parametrize(
+    ("module", "upstream"),
+    [("autoattack", "RobustBench issue 211"), ("pkg_resources", "RobustBench pull request 214")],
+)
+def test_a_stand_in_is_needed_exactly_where_the_module_is_absent(module, upstream):
+    """When RobustBench imports without the stand-in although the module is absent, drop that stand-in."""
+    absent = importlib.util.find_spec(module) is None
+    code = (
+        "from hpm_robustbench import robustbench_compat as compat\n"
+        "stand_ins = compat._stand_ins\n"
+        "compat._stand_ins = lambda modules: stand_ins(\n"
+        f"    {{name: value for name, value in modules.items() if name.partition('.')[0] != {module!r}}})\n"
+        "compat.import_robustbench()"
+    )
+    if absent:
+        with pytest.raises(RuntimeError, match=f"No module named '{module}'"):
+            python(code)
+    else:
+        assert python(code) == "", f"{upstream}: the module is installed, so the stand-in must not be needed"
