@@ -1,0 +1,144 @@
+"""The defence as a module: a backbone, its FC head, and prototypes."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.hpm.backbone import Split
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.prototypes import (
+    Reference,
+    distances,
+    hpm_distances,
+    memberships,
+    squared_distances,
+)
+from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
+from hpm_robustbench.threat import Batching
+
+
+class Embedding(NamedTuple):
+    """One pass through the backbone: features as HPM compares them [N, D] and FC logits [N, K], in full precision."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class HPMClassifier(nn.Module):
+    """Images [N, C, H, W] in [0, 1] to logits [N, K] by distance to mixed prototypes.
+
+    ``batching`` says which images the answer for one image may look at; see ``with_batching``. The FC head makes the
+    memberships of the batch prototypes. ``tau`` and ``beta`` are parameters so that a recipe may learn them.
+
+    Raises:
+        InvalidInput: prototypes do not fit the head.
+    """
+
+    def __init__(self, parts: Split, prototypes: ClassPrototypes, config: HPMConfig, *, tau: float = 1.0) -> None:
+        super().__init__()
+        if tuple(prototypes.shape) != tuple(parts.fc.weight.shape):
+            raise InvalidInput(
+                wanted=f"prototypes of shape {tuple(parts.fc.weight.shape)}, as the FC weight",
+                got=str(tuple(prototypes.shape)),
+                next_step="compute them from this model's own features",
+            )
+        self.backbone, self.fc = parts
+        self.config = config
+        self.batching = Batching.SOLO
+        prototypes = prototypes.detach().to(torch.float32)
+        self.prototypes: Tensor
+        self.register_buffer("prototypes", F.normalize(prototypes, dim=1) if config.normalize else prototypes)
+        self.carried: Tensor
+        self.register_buffer("carried", self.prototypes.clone())
+        self.tau = nn.Parameter(torch.tensor(float(tau)))
+        self.beta = nn.Parameter(torch.full((len(prototypes),), float(config.beta)))
+        self._reference: Reference | None = None
+        self._frozen = False
+
+    def embed(self, x: Images) -> Embedding:
+        """Run the backbone once; surrogates that share it start from here."""
+        raw = self.backbone(x)
+        features, logits = _full_precision(raw), _full_precision(self.fc(raw))
+        return Embedding(F.normalize(features, dim=1) if self.config.normalize else features, logits)
+
+    def distances(self, embedding: Embedding, config: HPMConfig | None = None) -> Logits:
+        """Distances to the mixed prototypes; ``config`` replaces the own one for a surrogate of this classifier."""
+        config = config or self.config
+        beta = self.beta if config.beta == self.config.beta else torch.full_like(self.beta, config.beta)
+        with torch.autocast(embedding.features.device.type, enabled=False):
+            return hpm_distances(
+                embedding.features,
+                embedding.logits,
+                self.prototypes,
+                beta,
+                config,
+                self.batching,
+                reference=self._reference,
+                carried=self.carried,
+            )
+
+    def static_distances(self, features: Features) -> Logits:
+        """Distances to the dataset prototypes alone (beta = 0)."""
+        with torch.autocast(features.device.type, enabled=False):
+            squared = squared_distances(features, self.prototypes)
+            return distances(squared, features.shape[1], self.config)
+
+    def forward(self, x: Images) -> Logits:
+        """Logits -distance / tau."""
+        return -self.distances(self.embed(x)) / self.tau
+
+    def with_batching(self, batching: Batching, reference: Images | None = None) -> HPMClassifier:
+        """The same weights, answering under another batching.
+
+        Args:
+            batching: what the answer for one image may look at.
+            reference: the fixed clean images of REFERENCE.
+
+        Raises:
+            InvalidInput: REFERENCE without images.
+        """
+        if (batching is Batching.REFERENCE) != (reference is not None):
+            raise InvalidInput(
+                wanted="reference images for REFERENCE, and for it alone",
+                got=f"{batching.value} with {'some' if reference is not None else 'none'}",
+                next_step="pass the images with Batching.REFERENCE",
+            )
+        other = copy.copy(self)
+        other.batching = batching
+        other._reference = None
+        if reference is not None:
+            with torch.no_grad():
+                features, logits = self.embed(reference)
+                other._reference = Reference(features, memberships(logits, self.config))
+        return other
+
+    def freeze(self) -> HPMClassifier:
+        """Eval mode in every submodule, no parameter gradients, and no way back to training mode."""
+        self.eval().requires_grad_(False)
+        self._frozen = True
+        return self
+
+    def train(self, mode: bool = True) -> HPMClassifier:
+        """Switch mode as any module does.
+
+        Raises:
+            InvalidInput: asked to train after ``freeze``.
+        """
+        if mode and self._frozen:
+            raise InvalidInput(
+                wanted="a frozen classifier to stay in eval mode",
+                got="train(True)",
+                next_step="load a fresh classifier to train it",
+            )
+        super().train(mode)
+        return self
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
