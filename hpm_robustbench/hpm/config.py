@@ -6,8 +6,9 @@ recorded knob with a default, and the whole value is part of the run key.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeGuard, get_args, get_type_hints
 
 from hpm_robustbench.errors import UsageProblem
 
@@ -48,12 +49,15 @@ class HPMConfig:
     init: Literal["class-means", "fc-rows", "zeros"] = "class-means"
 
     def __post_init__(self) -> None:
-        _require(0 <= self.beta <= 1, "beta in [0, 1]", self.beta)
-        _require(self.kappa >= 0, "kappa of at least 0", self.kappa)
-        _require(self.tau == "fit" or float(self.tau) > 0, "tau above 0, or 'fit'", self.tau)
-        _require(self.temperature > 0, "a temperature above 0", self.temperature)
-        _require(0 <= self.confidence <= 1, "confidence in [0, 1]", self.confidence)
-        _require(self.k >= 1, "k of at least 1", self.k)
+        _require(_is_number(self.beta) and 0 <= self.beta <= 1, "beta in [0, 1]", self.beta)
+        _require(_is_number(self.kappa) and self.kappa >= 0, "a finite kappa of at least 0", self.kappa)
+        fitted = self.tau == "fit"
+        _require(fitted or (_is_number(self.tau) and self.tau > 0), "a finite tau above 0, or 'fit'", self.tau)
+        _require(_is_number(self.temperature) and self.temperature > 0, "a temperature above 0", self.temperature)
+        _require(_is_number(self.confidence) and 0 <= self.confidence <= 1, "confidence in [0, 1]", self.confidence)
+        _require(type(self.k) is int and self.k >= 1, "k as a whole number of at least 1", self.k)
+        for name in ("normalize", "include_self"):
+            _require(isinstance(getattr(self, name), bool), f"{name} as true or false", getattr(self, name))
         hints = get_type_hints(type(self))
         for name in ("distance", "assignment", "absent", "gradient", "init"):
             allowed = get_args(hints[name])
@@ -62,6 +66,10 @@ class HPMConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; part of the run key."""
         return asdict(self)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(holds: bool, wanted: str, got: object) -> None:
