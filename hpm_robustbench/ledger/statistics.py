@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from scipy.stats import binomtest
+
+Outcome: TypeAlias = Literal["helps", "hurts", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,28 @@ class Comparison:
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
     """Exact two-sided McNemar test of paired outcomes (McNemar 1947)."""
     pairs = list(zip(first, second, strict=True))
-    only_first = sum(a and not b for a, b in pairs)
-    only_second = sum(b and not a for a, b in pairs)
+    return compare(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+
+
+def compare(only_first: int, only_second: int) -> Comparison:
+    """The same test from the number of rows that only one of the two has right."""
     discordant = only_first + only_second
     p_value = float(binomtest(only_second, discordant, 0.5).pvalue) if discordant else 1.0
     return Comparison(only_first, only_second, p_value)
 
 
-def verdict(base: Sequence[bool], hpm: Sequence[bool], alpha: float = 0.05) -> str:
+def verdict(base: Sequence[bool], hpm: Sequence[bool], alpha: float = 0.05) -> Outcome:
     """``helps``, ``hurts`` or ``undecided``: the written rule by which a gain is claimed.
 
     ``base`` and ``hpm`` say per row, on the same rows, whether the base model under AutoAttack and the HPM
     classifier under its full protocol still stand. HPM helps (hurts) only if it has more (fewer) rows standing and
     the exact McNemar test rejects equality at ``alpha``; everything else is undecided.
     """
-    test = mcnemar(base, hpm)
+    return outcome(mcnemar(base, hpm), alpha)
+
+
+def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
+    """The same rule, applied to a comparison of the base model (first) with HPM (second)."""
     if test.p_value >= alpha:
         return "undecided"
     return "helps" if test.only_second > test.only_first else "hurts"

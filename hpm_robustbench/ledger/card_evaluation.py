@@ -1,0 +1,177 @@
+"""One evaluation in a model card: metrics, threat model and steps, which check themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hpm_robustbench.ledger.plan import AUTOATTACK
+from hpm_robustbench.ledger.statistics import proportion
+from hpm_robustbench.threat import Batching, Norm
+
+Target: TypeAlias = Literal["base", "hpm"]
+DOUBT = "AutoAttack may be unreliable"
+"""A flag that begins like this, before any attack or on a step of AutoAttack, sets RobustBench's ``unreliable``."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*\.?$", max_length=128)]
+"""Safe as a file name everywhere; the same names as ``zoo.spec.check_name`` accepts."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+PercentText = Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]+)?$")]
+"""RobustBench's spelling of an accuracy: ``59.53``, in percent, without the sign."""
+EpsText = Annotated[str, Field(pattern=r"^[0-9]*\.?[0-9]*([eE]-?[0-9]{1,2})?(/[0-9]+)?$", max_length=80)]
+"""A number small enough to be computed exactly, whoever wrote the card."""
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Images = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class Block(BaseModel):
+    """A part of a card: no unknown keys, no silent conversions, no NaN, no later changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Metric(Block):
+    """``count`` of ``n`` images in percent with the 95 % Wilson interval, rounded to two decimals."""
+
+    value: Percent
+    count: Count
+    n: Images
+    low: Percent
+    high: Percent
+
+    @classmethod
+    def of(cls, rows: Sequence[bool]) -> Metric:
+        """Count the rows that are true."""
+        return cls.from_count(sum(rows), len(rows))
+
+    @classmethod
+    def from_count(cls, count: int, n: int) -> Metric:
+        """The metric that ``count`` of ``n`` amounts to."""
+        share = proportion(count, n)
+        low, high = round(share.low, 2), round(share.high, 2)
+        return cls(value=round(share.percent, 2), count=count, n=n, low=low, high=high)
+
+    @property
+    def text(self) -> str:
+        """The percentage as RobustBench writes it."""
+        return f"{self.value:.2f}"
+
+    @model_validator(mode="after")
+    def _follows_from_the_count(self) -> Metric:
+        if self.count > self.n:
+            raise ValueError(f"count {self.count} is above n {self.n}")
+        share = proportion(self.count, self.n)
+        written, computed = (self.value, self.low, self.high), (share.percent, share.low, share.high)
+        if not all(math.isclose(w, c, abs_tol=0.01) for w, c in zip(written, computed, strict=True)):
+            raise ValueError(f"{self.value} ({self.low} to {self.high}) does not follow from {self.count} of {self.n}")
+        return self
+
+
+class Threat(Block):
+    """The Lp ball: eps as a person wrote it, as an exact fraction, and as the number attacks compute with."""
+
+    norm: Norm
+    eps: EpsText
+    eps_exact: EpsText
+    eps_float: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Threat:
+        try:
+            written, exact = Fraction(self.eps), Fraction(self.eps_exact)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"eps {self.eps!r} or eps_exact {self.eps_exact!r} is no number") from error
+        if written != exact or float(exact) != self.eps_float:
+            raise ValueError(f"eps {self.eps}, eps_exact {self.eps_exact} and eps_float {self.eps_float} differ")
+        return self
+
+
+class StepSummary(Block):
+    """One attack on one view: what it met, what it broke, and what stood after it and every step before it.
+
+    ``forward`` and ``backward`` are images sent through the network by this step per image of the evaluation.
+    """
+
+    name: str
+    view: str
+    attack: str
+    group: str
+    parameters: dict[str, int | float | str]
+    attempted: Count
+    broken: Count
+    invalid: Count
+    robust: Metric
+    forward: Annotated[float, Field(ge=0)]
+    backward: Annotated[float, Field(ge=0)]
+    flags: list[str]
+
+    @model_validator(mode="after")
+    def _within_the_attempted(self) -> StepSummary:
+        if self.broken + self.invalid > self.attempted or self.attempted > self.robust.n:
+            raise ValueError(f"{self.broken} broken and {self.invalid} invalid of {self.attempted} attempted images")
+        return self
+
+
+class Evaluation(Block):
+    """One finished run: which target answered in which batches, who attacked it, and what stood.
+
+    ``robust`` is sample-worst over all steps; ``autoattack`` over the steps of standard AutoAttack alone;
+    ``batch_worst`` lets each batch meet only the one step that hurts it most. ``batch_per_class`` is B/C, the mean
+    number of batch mates of one class. ``flags`` were raised before any attack, those of a step stand with it.
+    """
+
+    run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    target: Target
+    batching: Batching
+    batch_size: Images
+    batch_per_class: Annotated[float, Field(gt=0)] | None
+    threat: Threat
+    dataset: Name
+    split: str
+    n: Images
+    fingerprint: str
+    state_sha256: str
+    protocol: str
+    seed: int
+    shard_size: Images
+    software: dict[str, str]
+    environment: dict[str, str]
+    clean: Metric
+    autoattack: Metric | None
+    robust: Metric
+    batch_worst: Metric | None
+    flags: list[str]
+    steps: list[StepSummary]
+
+    @property
+    def all_flags(self) -> list[str]:
+        """Every warning, with the step that raised it."""
+        return [*self.flags, *(f"{step.name}: {flag}" for step in self.steps for flag in step.flags)]
+
+    @property
+    def autoattack_flagged(self) -> bool:
+        """Whether a warning says that AutoAttack's number may be wrong."""
+        of_steps = (flag for step in self.steps if step.group == AUTOATTACK for flag in step.flags)
+        return any(flag.startswith(DOUBT) for flag in (*self.flags, *of_steps))
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Evaluation:
+        cascade = [self.clean, *(step.robust for step in self.steps)]
+        metrics = [*cascade, self.robust, *(m for m in (self.autoattack, self.batch_worst) if m)]
+        if any(metric.n != self.n for metric in metrics):
+            raise ValueError(f"a metric counts other than the {self.n} images of the evaluation")
+        if any(later.count > earlier.count for earlier, later in pairwise(cascade)):
+            raise ValueError("more images stand after a step than before it")
+        if self.robust != cascade[-1]:
+            raise ValueError("robust is not what stands after the last step")
+        if any(not self.robust.count <= m.count <= self.clean.count for m in metrics):
+            raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
+        if (self.batching is Batching.JOINT) != (self.batch_worst is not None and self.batch_per_class is not None):
+            raise ValueError("batch_worst and batch_per_class belong to JOINT evaluations, and only to them")
+        return self

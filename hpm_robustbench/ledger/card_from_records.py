@@ -1,0 +1,197 @@
+"""The card that a model's finished runs amount to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import cast
+
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench, Published, Verdict, Weights
+from hpm_robustbench.ledger.card_evaluation import DOUBT, Evaluation, Metric, StepSummary, Target, Threat
+from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
+from hpm_robustbench.ledger.plan import AUTOATTACK, Step
+from hpm_robustbench.ledger.record import CLEAN, RunRecord
+from hpm_robustbench.ledger.record import Verdict as RowVerdict
+from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
+
+NOTICE = "HPM and MSA as reconstructed from the abstract of arXiv 2606.01746; not the authors' implementation."
+_SQUARE_MARGIN = 0.002
+"""AutoAttack's own margin (``checks.check_square_sr``) for black box beating white box."""
+
+
+def build_card(
+    spec: ModelSpec,
+    records: Sequence[RunRecord],
+    *,
+    n_classes: int,
+    weights_sha256: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
+) -> ModelCard:
+    """Put a model's facts and its finished runs together; the same records in any order give the same card.
+
+    Args:
+        spec: the base model.
+        records: HPM SOLO with AutoAttack, and optionally the base model and HPM in other batchings.
+        n_classes: classes of the dataset, for B/C.
+        weights_sha256: what the weights hashed to, where the spec does not say.
+        notes: sentences for the card by topic; ``prototypes`` says where the dataset prototypes come from.
+
+    Raises:
+        InvalidInput: the runs are of other models, images or budgets, or the headline is missing.
+    """
+    _check_subject(spec, records)
+    ordered = sorted(records, key=lambda record: (record.plan.target, list(Batching).index(record.plan.batching)))
+    with contract_of(f"the runs of {spec.name}"):
+        bench = HpmBench(
+            schema_version=SCHEMA_VERSION,
+            model_id=spec.name,
+            base_model=spec.name,
+            factory=spec.factory,
+            license=spec.paper.license,
+            weights=_weights(spec.weights, weights_sha256),
+            defence=dict(next(r.plan.defence for r in ordered if r.plan.target == "hpm")),
+            notes=dict(sorted((notes or {}).items())),
+            published=_published(spec.paper),
+            evaluations=[_evaluation(record, n_classes) for record in ordered],
+            verdicts=_verdicts(ordered),
+        )
+        return _card(spec, bench)
+
+
+def _check_subject(spec: ModelSpec, records: Sequence[RunRecord]) -> None:
+    subjects = sorted({_subject(record) for record in records})
+    if len(subjects) != 1 or not subjects[0].startswith(f"{spec.name} on {spec.dataset},"):
+        raise InvalidInput(
+            wanted=f"finished runs of {spec.name} on {spec.dataset}, all on the same images and budget",
+            got="; ".join(subjects) or "no run",
+            next_step="give the runs of one model on one set of images under one threat model",
+        )
+    defended = [record.plan for record in records if record.plan.target == "hpm"]
+    if any(dict(plan.defence) != dict(defended[0].defence) for plan in defended):
+        raise InvalidInput(
+            wanted="HPM runs of one configuration",
+            got=f"{len(defended)} runs with different ones",
+            next_step="give the runs of one configuration; each configuration has a card of its own",
+        )
+    if not any(r.plan in defended and r.plan.batching is Batching.SOLO and r.has_autoattack for r in records):
+        raise InvalidInput(
+            wanted="a run of HPM SOLO with AutoAttack, the headline of a card",
+            got=", ".join(f"{record.plan.target} {record.plan.batching.value}" for record in records),
+            next_step="run it too, with --batching solo; what is finished is kept",
+        )
+
+
+def _subject(record: RunRecord) -> str:
+    plan, examples = record.plan, record.plan.examples
+    images = f"{examples.n} images of {examples.split} ({examples.fingerprint[:12]})"
+    return f"{plan.model} on {examples.dataset}, {images}, {plan.threat}"
+
+
+def _card(spec: ModelSpec, bench: HpmBench) -> ModelCard:
+    paper = spec.paper
+    mirrors = {key: value for key, value in robustbench_view(bench).items() if value is not None}
+    return ModelCard(
+        link=paper.link,
+        name=paper.title or spec.name,
+        authors=paper.authors,
+        additional_data=paper.additional_data,
+        number_forward_passes=paper.number_forward_passes,
+        venue=paper.venue,
+        architecture=paper.architecture,
+        reported="",  # nobody has reported a number for the wrapped model; the base model's are in hpm_bench
+        footnote=f"{spec.name} wrapped with HPM. {NOTICE}",
+        hpm_bench=bench,
+        **mirrors,
+    )
+
+
+def _weights(weights: WeightsRef, sha256: Sequence[str]) -> Weights:
+    # A local path is nobody else's business and differs between machines.
+    locators = [PurePath(text).name if weights.source == "file" else text for text in weights.locators]
+    return Weights(source=str(WeightsRef(weights.source, tuple(locators))), sha256=list(weights.sha256 or sha256))
+
+
+def _published(paper: Paper) -> Published:
+    keys = ("clean_acc", "autoattack_acc", "reported", "external")
+    return Published(**{key: _number(getattr(paper, key)) for key in keys})
+
+
+def _number(text: str | None) -> str | None:
+    return None if text in ("", "null") else text  # both are RobustBench's spellings of "none"
+
+
+def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
+    plan = record.plan
+    joint = plan.batching is Batching.JOINT
+    autoattack = Metric.of(record.standing(AUTOATTACK)) if record.has_autoattack else None
+    return Evaluation(
+        run_key=plan.run_key,
+        target=cast(Target, plan.target),
+        batching=plan.batching,
+        batch_size=plan.batch_size,
+        batch_per_class=round(plan.batch_size / n_classes, 4) if joint else None,
+        threat=_threat(plan.threat),
+        dataset=plan.examples.dataset,
+        split=plan.examples.split,
+        n=plan.examples.n,
+        fingerprint=plan.examples.fingerprint,
+        state_sha256=plan.state_sha256,
+        protocol=plan.protocol,
+        seed=plan.seed,
+        shard_size=plan.shard_size,
+        software=dict(plan.software),
+        environment=dict(record.environment),
+        clean=Metric.of(record.clean_correct),
+        autoattack=autoattack,
+        robust=Metric.of(record.standing()),
+        batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
+        flags=list(record[CLEAN].flags),
+        steps=[_step(record, step) for step in plan.steps],
+    )
+
+
+def _threat(threat: ThreatModel) -> Threat:
+    eps = threat.eps
+    return Threat(norm=threat.norm, eps=eps.text, eps_exact=str(eps.value), eps_float=float(eps))
+
+
+def _step(record: RunRecord, step: Step) -> StepSummary:
+    result = record[step.name]
+    # Of a coupled target the attacker moves the rows that are wrong anyway, too; there is nothing to break in those.
+    met = Counter(v for v, right in zip(result.verdict, record.clean_correct, strict=True) if right)
+    broken, invalid = met[RowVerdict.BROKEN], met[RowVerdict.INVALID]
+    return StepSummary(
+        name=step.name,
+        view=step.view,
+        attack=step.attack,
+        group=step.group,
+        parameters=dict(step.parameters),
+        attempted=met[RowVerdict.STANDING] + broken + invalid,
+        broken=broken,
+        invalid=invalid,
+        robust=Metric.of(record.standing(upto=step.name)),
+        forward=round(result.forward / record.n, 2),
+        backward=round(result.backward / record.n, 2),
+        flags=[*result.flags, *_doubts(step, broken, invalid, record.n)],
+    )
+
+
+def _doubts(step: Step, broken: int, invalid: int, n: int) -> list[str]:
+    """Why AutoAttack's number may be too high, as far as counts tell."""
+    doubts = []
+    if step.group == AUTOATTACK and invalid:
+        doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
+    if step.group == AUTOATTACK and step.attack == "square" and broken / n > _SQUARE_MARGIN:
+        doubts.append(f"{DOUBT}: Square broke {broken} images that the gradient attacks had left standing")
+    return doubts
+
+
+def _verdicts(records: Sequence[RunRecord]) -> list[Verdict]:
+    base = next((r for r in records if r.plan.target == "base" and r.has_autoattack), None)
+    if base is None:
+        return []
+    rows = base.standing(AUTOATTACK)
+    return [Verdict.of(rows, r.standing(), r.plan.batching) for r in records if r.plan.target == "hpm"]

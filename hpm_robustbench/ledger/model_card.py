@@ -1,0 +1,61 @@
+"""Model cards: a RobustBench ``model_info`` file whose ``hpm_bench`` block holds everything else.
+
+    model_cards/<dataset>/<threat>/<Model>.json
+    model_cards/schema/model_card-1.0.schema.json
+
+RobustBench's own files are cards too, without that block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.card_from_records import build_card
+from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, json_schema
+
+__all__ = ["ModelCard", "build_card", "card_path", "json_schema", "read_card", "write_card"]
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read and check a card.
+
+    Raises:
+        InvalidInput: it cannot be read or breaks the contract; names the field and the problem.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(
+            wanted=f"a readable model card {path}", got=error.strerror or str(error), next_step="check the path"
+        ) from error
+    with contract_of(str(path)):
+        return ModelCard.model_validate_json(content)
+
+
+def card_path(card: ModelCard, cards_dir: Path) -> Path:
+    """Where a card lies: ``<dataset>/<threat>/<Model>.json``.
+
+    Raises:
+        InvalidInput: it is one of RobustBench's own entries, which do not know their model's name.
+    """
+    if card.hpm_bench is None:
+        raise InvalidInput(
+            wanted="a card with an hpm_bench block",
+            got=f"a plain RobustBench entry, {card.name!r}",
+            next_step="evaluate the model with hpm-bench run",
+        )
+    norm = card.hpm_bench.evaluations[0].threat.norm
+    return cards_dir / card.dataset / norm.value / f"{card.hpm_bench.model_id}.json"
+
+
+def write_card(card: ModelCard, cards_dir: Path) -> Path:
+    """Write a card to its place below ``cards_dir``, whole or not at all.
+
+    Raises:
+        StorageProblem: the folder cannot be written.
+    """
+    path = card_path(card, cards_dir)
+    write_atomic(path, card.to_text())
+    return path
