@@ -1,0 +1,23 @@
+"""Which images: example sets, where they come from, and the formats they are read from.
+
+Names are resolved on first use, so that ``hpm_robustbench.data.known`` can be read without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpm_robustbench.data.examples import DataSource, ExampleSet
+    from hpm_robustbench.data.registry import open_dataset
+
+__all__ = ["DataSource", "ExampleSet", "open_dataset"]
+
+_HOMES = {"DataSource": "examples", "ExampleSet": "examples", "open_dataset": "registry"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

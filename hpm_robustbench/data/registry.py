@@ -1,0 +1,81 @@
+"""From a dataset's name, and perhaps a path, to a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from hpm_robustbench.data.cifar import open_cifar
+from hpm_robustbench.data.digits import open_digits
+from hpm_robustbench.data.examples import DataSource
+from hpm_robustbench.data.folder import open_folder
+from hpm_robustbench.data.idx import has_idx_files, open_idx
+from hpm_robustbench.data.npz import open_npz
+from hpm_robustbench.errors import UnknownName, UsageProblem
+from hpm_robustbench.zoo.spec import check_name
+
+
+def open_dataset(name: str, *, data: Path | None = None, data_dir: Path = Path("data")) -> DataSource:
+    """The source of a dataset.
+
+    Args:
+        name: a known dataset, or any safe name if ``data`` is given. A known one keeps its classes and image shape.
+        data: a .npz file, a folder of idx files or a folder of class folders to read instead of the usual place.
+        data_dir: where known datasets that are not part of a package lie.
+
+    Raises:
+        UnknownName: no such dataset, and no ``data``.
+        UsageProblem: the name is unsafe, or there is nothing readable at the place where the images should be.
+        IntegrityError: a file is truncated or foreign.
+        InvalidInput: arrays or folders break the contract.
+    """
+    check_name("dataset", name)
+    if data is not None:
+        return _open_path(name, data)
+    if name not in _LOADERS:
+        raise UnknownName("dataset", name, _LOADERS, next_step="(or give --data PATH, which makes any name usable)")
+    return _LOADERS[name](data_dir)
+
+
+def _open_path(name: str, path: Path) -> DataSource:
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return open_npz(name, path)
+    if path.is_dir():
+        return open_idx(name, path) if has_idx_files(path) else open_folder(name, path)
+    raise UsageProblem(
+        wanted="--data as a .npz file, a folder with t10k-images-idx3-ubyte, or a folder of class folders",
+        got=f"{path}, which is {'a file of another kind' if path.exists() else 'not there'}",
+        next_step="name an existing one",
+    )
+
+
+def _open_mnist(data_dir: Path) -> DataSource:
+    for folder in (data_dir, data_dir / "mnist", data_dir / "MNIST" / "raw"):
+        if has_idx_files(folder):
+            return open_idx("mnist", folder)
+    raise UsageProblem(
+        wanted=f"the MNIST files t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz) in {data_dir / 'mnist'}",
+        got=f"none there, in {data_dir} or in {data_dir / 'MNIST' / 'raw'}",
+        next_step="put them there, or name their folder with --data",
+    )
+
+
+def _open_imagenet(data_dir: Path) -> DataSource:
+    folder = data_dir / "val"
+    if folder.is_dir():
+        return open_folder("imagenet", folder)
+    raise UsageProblem(
+        wanted=f"ImageNet's validation images, cropped to 224 x 224, as {folder / '<class>' / '*.png'}",
+        got=f"no folder {folder}",
+        next_step="put one folder per class there, or name a folder or .npz file with --data",
+    )
+
+
+_LOADERS: dict[str, Callable[[Path], DataSource]] = {
+    "digits": lambda data_dir: open_digits(),
+    "mnist": _open_mnist,
+    "cifar10": partial(open_cifar, "cifar10"),
+    "cifar100": partial(open_cifar, "cifar100"),
+    "imagenet": _open_imagenet,
+}
