@@ -31,12 +31,14 @@ class WeightsRef:
     """Where a checkpoint is: a source scheme, locators within it, and the sha256 each must have if known.
 
     ``source`` is ``package`` (shipped with this package), ``file`` (a local path), ``gdrive`` (Google Drive ids)
-    or ``upstream`` (the architecture's own library fetches it).
+    or ``upstream`` (addresses from which the architecture's own library fetches). ``cache`` is where RobustBench
+    keeps a Google Drive file below its model folder, such as ``cifar10/Linf/Carmon2019Unlabeled.pt``.
     """
 
     source: str
     locators: tuple[str, ...]
     sha256: tuple[str, ...] = ()
+    cache: str = ""
 
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"

@@ -1,0 +1,78 @@
+"""A model of your own as a spec: a function that builds the network, and a file with its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hpm_robustbench.errors import UnknownName, UsageProblem
+from hpm_robustbench.threat import ThreatModel
+from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
+
+_FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", re.ASCII)
+
+
+def spec_from_factory(
+    name: str,
+    factory: str,
+    weights: Path,
+    dataset: str,
+    threat: ThreatModel,
+    head: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """Describe a model of your own.
+
+    Args:
+        name: under which it appears on cards and boards.
+        factory: ``package.module:function``; the function takes no arguments and returns the network.
+        weights: a safetensors file, or a state dict that ``torch.save`` wrote.
+        dataset: what it classifies.
+        threat: what it is to be robust against.
+        head: name of its last linear layer, if it cannot be found.
+        about: facts about its origin, with the field names of ``Paper``.
+
+    Raises:
+        UsageProblem: the name or the factory is not written as it should be, or a fact has the wrong type.
+        UnknownName: a fact that ``Paper`` does not know.
+    """
+    if not _FACTORY.fullmatch(factory):
+        raise UsageProblem(
+            wanted="a factory written as package.module:function",
+            got=repr(factory[:160]),
+            next_step="name an importable function that takes no arguments and returns the network",
+        )
+    return ModelSpec(
+        name=name,
+        dataset=dataset,
+        threat=threat,
+        factory=f"python:{factory}",
+        weights=WeightsRef("file", (str(weights),)),
+        head=HeadRule(head),
+        paper=paper_from_json(about or {}),
+    )
+
+
+def paper_from_json(about: Mapping[str, Any]) -> Paper:
+    """Read facts about a model's origin.
+
+    Raises:
+        UnknownName: a key that is no field of ``Paper``.
+        UsageProblem: a value of the wrong type.
+    """
+    known = [field.name for field in fields(Paper)]
+    types = get_type_hints(Paper)
+    for key, value in about.items():
+        if key not in known:
+            raise UnknownName("fact about a model", key, known)
+        # True is an int to isinstance, but not a number of forward passes.
+        if not isinstance(value, types[key]) or (types[key] is int and isinstance(value, bool)):
+            raise UsageProblem(
+                wanted=f"{key} of type {getattr(types[key], '__name__', None) or types[key]}",
+                got=repr(value),
+                next_step='write accuracies as text in percent, like "53.08"' if key.endswith("acc") else "correct it",
+            )
+    return Paper(**about)

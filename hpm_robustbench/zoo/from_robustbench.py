@@ -1,0 +1,53 @@
+"""RobustBench's zoo as specs, from ``robustbench.json``: listing it takes no RobustBench and no torch.
+
+The index joins what RobustBench's ``model_dicts`` say (names, Google Drive ids, preprocessing) with the figures it has
+published. ``built_as`` names another entry with the same network, for an entry whose own constructor downloads;
+``preprocessing`` ``timm`` stands for the configuration that timm holds for the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.resources import files
+from typing import Any
+
+from hpm_robustbench.threat import Norm, ThreatModel
+from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
+
+_LP_NORMS = {norm.value for norm in Norm}
+_PAPER_FIELDS = {field.name for field in fields(Paper)}
+
+
+def read_index() -> list[dict[str, Any]]:
+    """Every entry of RobustBench's zoo, corruption tracks included, sorted by dataset, threat and name."""
+    text = files("hpm_robustbench.zoo").joinpath("robustbench.json").read_text(encoding="utf-8")
+    entries: list[dict[str, Any]] = json.loads(text)
+    return entries
+
+
+def robustbench_specs() -> list[ModelSpec]:
+    """The entries trained against an Lp adversary.
+
+    A corruption has no norm and no budget, so those entries are no ``ThreatModel``; they are in the index only.
+    """
+    return [_spec(entry) for entry in read_index() if entry["threat"] in _LP_NORMS]
+
+
+def _spec(entry: Mapping[str, Any]) -> ModelSpec:
+    track = f"{entry['dataset']}/{entry['threat']}"
+    if "upstream" in entry:
+        weights = WeightsRef("upstream", (entry["upstream"],))
+    else:
+        weights = WeightsRef("gdrive", tuple(entry["gdrive"]), cache=f"{track}/{entry['name']}.pt")
+    return ModelSpec(
+        name=entry["name"],
+        dataset=entry["dataset"],
+        threat=ThreatModel.parse(entry["threat"], entry["eps"]),
+        factory=f"robustbench:{track}/{entry.get('built_as', entry['name'])}",
+        weights=weights,
+        head=HeadRule(entry.get("head")),
+        paper=Paper(**{key: value for key, value in entry.items() if key in _PAPER_FIELDS}),
+        preprocessing=entry.get("preprocessing"),
+    )
