@@ -1,0 +1,85 @@
+"""Build the bare network that a spec's factory names, before any weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
+from hpm_robustbench.robustbench_compat import import_robustbench
+from hpm_robustbench.zoo.spec import ModelSpec
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """Construct a spec's network, in eval mode on the CPU; its weights are still random.
+
+    Nothing is downloaded, and torch's random state is left as it was.
+
+    Raises:
+        UsageProblem: the factory does not exist or cannot be imported.
+        InvalidInput: it fails, or returns something other than a ``torch.nn.Module``.
+    """
+    kind, _, target = spec.factory.partition(":")
+    finders = {"python": _python_function, "robustbench": _robustbench_entry}
+    if kind not in finders:
+        raise UnknownName("kind of factory", kind, finders)
+    construct = finders[kind](target)
+    wanted = f"a torch.nn.Module from {target}()"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = construct()
+    except Exception as error:  # someone else's code
+        got = f"{type(error).__name__}: {error}"
+        raise InvalidInput(wanted=wanted, got=got, next_step="make it work without arguments and on a CPU") from error
+    if not isinstance(network, nn.Module):
+        raise InvalidInput(
+            wanted=wanted, got=f"a {type(network).__name__}", next_step="return the network from the factory"
+        )
+    return network.to("cpu").eval()
+
+
+def _python_function(target: str) -> Callable[[], object]:
+    module_name, _, function_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # someone else's code
+        raise UsageProblem(
+            wanted=f"to import {module_name}",
+            got=f"{type(error).__name__}: {error}",
+            next_step="check its name, and put its folder on PYTHONPATH",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        public = [name for name in vars(module) if callable(getattr(module, name)) and not name.startswith("_")]
+        raise UnknownName(f"function of {module_name}", function_name, public)
+    return function  # type: ignore[no-any-return]
+
+
+def _robustbench_entry(target: str) -> Callable[[], object]:
+    """Choose as RobustBench's ``load_model`` does: a registered timm name first, then the entry's own constructor.
+
+    The constructors of timm entries are never called: they download, and most ask for names that timm does not know.
+    """
+    import_robustbench()
+    import timm  # noqa: PLC0415 - importable only now
+    from robustbench.model_zoo import model_dicts  # noqa: PLC0415
+    from robustbench.utils import DATASET_CLASSES  # noqa: PLC0415
+
+    entries = {
+        f"{dataset.value}/{threat.value}/{name}": (dataset, entry)
+        for dataset, threats in model_dicts.items()
+        for threat, models in threats.items()
+        for name, entry in models.items()
+    }
+    if target not in entries:
+        raise UnknownName("RobustBench entry", target, entries, next_step="Or install the RobustBench that has it.")
+    dataset, entry = entries[target]
+    _, threat_name, name = target.split("/")
+    timm_name = f"{name.lower().replace('-', '_')}_{dataset.value}_{threat_name.lower()}"
+    if timm.is_model(timm_name):
+        return lambda: timm.create_model(timm_name, num_classes=DATASET_CLASSES[dataset], pretrained=False)
+    constructor: Callable[[], object] = entry["model"]
+    return constructor

@@ -1,0 +1,179 @@
+"""Read a checkpoint without trusting it, and put it into a network without guessing."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hpm_robustbench.errors import IntegrityError, UsageProblem
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number that torch.save wrote before 1.6, within the first bytes of a file."""
+_WRAPPERS = ("state_dict", "model", "last", "net")
+_MAX_WRAPPING = 4
+_PREFIXES = ("module.", "model.")
+_CONSTANTS = {"mu", "sigma", "mean", "std", "num_batches_tracked"}
+_SHOWN = 3
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, on the CPU, under the names that the bare network gives them.
+
+    ``.safetensors`` files and what ``torch.save`` writes are read. A state dict is taken out of a training
+    checkpoint (``state_dict``, ``model``, ``last``, ``net``), and ``module.`` and ``model.`` are taken off the names
+    when all of them begin so.
+
+    Raises:
+        UsageProblem: there is no such file.
+        IntegrityError: it is truncated, damaged, foreign, holds more than tensors, or has to run code to be read.
+    """
+    if not path.is_file():
+        raise UsageProblem(wanted=f"a weights file at {path}", got="no such file", next_step="check the path")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _without_prefixes(_unwrap(content, path))
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Put a state dict into a network, all of it or none.
+
+    Only constants that the architecture brings along (normalisation buffers, BatchNorm's counters) may be missing.
+
+    Args:
+        module: the network; unchanged if the state does not fit.
+        state: as ``read_state_dict`` returns it; a prefix that was taken off is put back if the network wants it.
+        source: where the state comes from, for the message.
+
+    Raises:
+        IntegrityError: a tensor is missing, left over or of another shape.
+    """
+    problems = _misfits(module, state)
+    for prefix in _PREFIXES:
+        prefixed = {f"{prefix}{key}": tensor for key, tensor in state.items()}
+        if problems and not _misfits(module, prefixed):
+            state, problems = prefixed, []
+    if problems:
+        raise IntegrityError(
+            wanted=f"weights for {type(module).__name__} in {source}",
+            got="; ".join(problems),
+            next_step="use the file that belongs to this architecture",
+        )
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path, device="cpu")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _broken(path, f"a file that safetensors cannot read ({error})") from error
+    return tensors
+
+
+def _read_torch(path: Path) -> Any:
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if head.startswith(_ZIP):
+        _check_zip(path)
+    elif _LEGACY not in head:
+        kind = "a web page" if head.lstrip().startswith(b"<") else "neither a torch archive nor a safetensors file"
+        raise _broken(path, kind if head else "an empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about odd pickles that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # hostile bytes can make an unpickler raise anything
+        raise _refused(path, error) from error
+
+
+def _check_zip(path: Path) -> None:
+    """See that every member has the checksum written beside it, which torch.load does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:
+        raise _broken(path, f"a truncated or damaged archive ({error})") from error
+    if damaged is not None:
+        raise _broken(path, f"an archive whose member {damaged} does not match its checksum")
+
+
+def _broken(path: Path, got: str) -> IntegrityError:
+    return IntegrityError(
+        wanted=f"a checkpoint in {path}", got=got, next_step="remove that file and fetch or export it again"
+    )
+
+
+def _refused(path: Path, error: Exception) -> IntegrityError:
+    unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if unsafe is None:
+        lines = str(error).splitlines() or [""]
+        return _broken(path, f"a file that cannot be read as plain tensors ({type(error).__name__}: {lines[0][:160]})")
+    return IntegrityError(
+        wanted=f"plain tensors in {path}",
+        got=f"a pickle that needs {unsafe[1]}, which could run code",
+        next_step="convert its state dict to .safetensors with a tool and in a place you trust, and use that file",
+    )
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(_MAX_WRAPPING):
+        if _is_state_dict(content):
+            return dict(content)
+        inner = _inside(content)
+        if len(inner) != 1:
+            break
+        content = inner[0]
+    keys = sorted(map(str, content))[:8] if isinstance(content, Mapping) else []
+    raise IntegrityError(
+        wanted=f"one state dict in {path}, bare or under {', '.join(_WRAPPERS)}",
+        got=f"a {type(content).__name__}" + (f" with {', '.join(keys)}" if keys else ""),
+        next_step="save the network's state_dict() alone, and use that file",
+    )
+
+
+def _is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _inside(content: Any) -> list[Any]:
+    """What may be the state dict within a training checkpoint."""
+    if isinstance(content, Mapping):
+        return [content[key] for key in _WRAPPERS if isinstance(content.get(key), (Mapping, list))]
+    return content if isinstance(content, list) else []
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key[len(prefix) :]: tensor for key, tensor in state.items()}
+    return state
+
+
+def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """In words, what keeps ``state`` from being the whole state of ``module``."""
+    expected = module.state_dict()
+    learned = dict(module.named_parameters(remove_duplicate=False))
+    constants = {key for key in expected if key.rpartition(".")[2] in _CONSTANTS and key not in learned}
+    missing = [key for key in expected if key not in state and key not in constants]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {list(state[key].shape)} instead of {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    return [
+        f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
+        for what, keys in groups.items()
+        if keys
+    ]
