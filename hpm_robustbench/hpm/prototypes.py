@@ -61,7 +61,7 @@ def memberships(logits: Logits, config: HPMConfig) -> Logits:
         least = q.topk(min(config.k, q.shape[1]), dim=1).values[:, -1:]
         kept = q * (q >= least)
         return kept / kept.sum(dim=1, keepdim=True)
-    w = hard_assignment(logits) + q - q.detach()
+    w = hard_assignment(logits) + (q - q.detach())  # in this order the forward pass is h without rounding
     if config.assignment == "threshold":
         w = w * (q.amax(dim=1, keepdim=True) >= config.confidence)
     return w
