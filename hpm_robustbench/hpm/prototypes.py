@@ -58,8 +58,8 @@ def memberships(logits: Logits, config: HPMConfig) -> Logits:
     if config.assignment == "soft":
         return q
     if config.assignment == "top-k":
-        least = q.topk(min(config.k, q.shape[1]), dim=1).values[:, -1:]
-        kept = q * (q >= least)
+        best = logits.argsort(dim=1, descending=True, stable=True)[:, : config.k]
+        kept = torch.zeros_like(q).scatter(1, best, q.gather(1, best))
         return kept / kept.sum(dim=1, keepdim=True)
     w = hard_assignment(logits) + (q - q.detach())  # in this order the forward pass is h without rounding
     if config.assignment == "threshold":
