@@ -17,7 +17,7 @@ class Verdict(IntEnum):
     """What the judge says of one row after one step."""
 
     CLEAN_WRONG = 0
-    """Misclassified without any attack; never attacked."""
+    """Misclassified without any attack: the verdict of the clean step alone."""
     STANDING = 1
     """Attacked, and still classified correctly."""
     BROKEN = 2
@@ -25,7 +25,7 @@ class Verdict(IntEnum):
     INVALID = 3
     """The attack returned something outside the box or the budget, or not finite; it does not count."""
     SKIPPED = 4
-    """Not attacked by this step: an earlier one had already broken it."""
+    """Not attacked by this step: an earlier one had already won it, or its whole batch."""
 
 
 @dataclass(frozen=True)

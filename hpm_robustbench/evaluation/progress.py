@@ -1,0 +1,51 @@
+"""Tell a waiting person how far a run is: a bar on a terminal, a log line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Counts finished (shard, step) pairs of one run; used as a context."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done, self._calls = title, total, 0, 0
+        self._label = ""
+        self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, desc=title, disable=None, file=sys.stderr, leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.close()
+
+    def begin(self, label: str) -> None:
+        """A step starts."""
+        self._label, self._calls = label, 0
+        self._bar.set_postfix_str(label)
+
+    def tick(self) -> None:
+        """A view was called; says so in the log if nothing was said for a while and there is no bar."""
+        self._calls += 1
+        if self._bar.disable and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._say(f"{self._label}, {self._calls} model calls")
+
+    def finish(self, left: float) -> None:
+        """A step is written down; ``left`` is the percentage of its shard's rows that are still worth attacking."""
+        self._done += 1
+        self._bar.update()
+        if self._bar.disable:
+            self._say(f"{self._label} done, {left:.1f} % of the shard left to attack")
+
+    def _say(self, what: str) -> None:
+        log.info("%s: %d/%d steps written; %s", self._title, self._done, self._total, what)
+        self._last_line = time.monotonic()

@@ -1,0 +1,166 @@
+"""Plan + subject + examples -> record. Resumes by looking at what is written.
+
+A shard is a fixed run of rows and a cascade stays inside it, so a result depends neither on kills nor on the order in
+which shards are done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hpm_robustbench.attacks.registry import run_attack
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.evaluation.judge import judge
+from hpm_robustbench.evaluation.progress import Progress
+from hpm_robustbench.hpm.views import Subject, make_view
+from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.plan import Plan, Step
+from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
+from hpm_robustbench.shapes import Images, Labels, Mask
+
+
+def state_sha256(*modules: nn.Module) -> str:
+    """Hash of every parameter and buffer (name, type, shape, bytes) of the modules, in hex."""
+    hasher = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+            value = tensor.detach().cpu().contiguous()
+            hasher.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+            hasher.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environment: dict[str, str]) -> RunRecord:
+    """Carry out what of ``plan`` is not yet written, and return the whole record.
+
+    Args:
+        plan: what to do; its run key names the folder under ``runs``.
+        subject: the frozen classifier and base model, on the device to use.
+        examples: the images that the plan's fingerprint names.
+        runs: folder of all runs.
+        environment: versions and device, written beside the results.
+
+    Raises:
+        InvalidInput: the model changed its own weights while it was attacked.
+        StorageProblem: a result could not be written; everything before it is kept.
+    """
+    journal = Journal(runs, plan).open(environment)
+    finished = journal.record()
+    if finished is not None:
+        return finished
+    shards = plan.shards()
+    title = f"{plan.model} {plan.target} {plan.batching.value} {plan.threat}"
+    with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
+        for index, rows in enumerate(shards):
+            _Shard(plan, subject, examples, index, rows).run(journal, progress)
+    if state_sha256(subject.classifier, subject.base) != plan.state_sha256:
+        raise InvalidInput(
+            wanted="a model whose weights and buffers stay as they are while it is attacked",
+            got="a changed state; the results of this run do not describe one model",
+            next_step=f"make forward() stateless, then remove {journal.folder} and run again",
+        )
+    record = journal.record()
+    assert record is not None
+    return record
+
+
+class _Shard:
+    """One shard's cascade: the clean images, then each step on the rows that are still worth attacking."""
+
+    def __init__(self, plan: Plan, subject: Subject, examples: ExampleSet, index: int, rows: Sequence[int]) -> None:
+        self.plan, self.subject, self.index, self.rows = plan, subject, index, tuple(rows)
+        device = next(subject.base.parameters()).device
+        chosen = examples.take(self.rows)
+        self.x: Images = chosen.images.to(device)
+        self.y: Labels = chosen.labels.to(device)
+        self.coupled = plan.target == "hpm" and not plan.batching.row_independent
+
+    def run(self, journal: Journal, progress: Progress) -> None:
+        active = torch.ones_like(self.y, dtype=torch.bool)
+        for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
+            progress.begin(f"shard {self.index + 1}, {name}")
+            result = journal.read(self.index, name)
+            if result is None:
+                result = self._clean() if step is None else self._attack(step, active, progress)
+                journal.write(self.index, result)
+            active &= self._worth_attacking(result)
+            progress.finish(100 * active.float().mean().item())
+
+    def _worth_attacking(self, result: StepResult) -> Mask:
+        """Rows that a later step can still win: those standing, or, where rows are coupled, batches not all wrong.
+
+        A coupled batch is always attacked whole, rows that are wrong anyway included: every mate is the attacker's.
+        """
+        verdict = torch.tensor(result.verdict, device=self.y.device)
+        right = (verdict == Verdict.STANDING) | (verdict == Verdict.INVALID)
+        if self.coupled:
+            for batch in self._batches(len(right)):
+                right[batch] = right[batch].any()
+        return right
+
+    def _batches(self, n: int) -> list[slice]:
+        return [slice(start, start + self.plan.batch_size) for start in range(0, n, self.plan.batch_size)]
+
+    def _clean(self) -> StepResult:
+        logits = torch.cat([self.subject.target_logits(self.x[batch]) for batch in self._batches(len(self.x))])
+        if not logits.isfinite().all():
+            raise InvalidInput(
+                wanted="finite logits on clean images",
+                got=f"NaN or Inf in shard {self.index}",
+                next_step="check the model's weights and input range",
+            )
+        predicted = logits.argmax(dim=1)
+        verdict = torch.where(predicted == self.y, Verdict.STANDING, Verdict.CLEAN_WRONG)
+        nothing = torch.zeros(len(self.x), dtype=torch.float64)
+        return self._result(CLEAN, verdict, predicted, nothing, cost=(len(self.x), 0))
+
+    def _attack(self, step: Step, active: Mask, progress: Progress) -> StepResult:
+        if not active.any():
+            return self._nothing_left(step)
+        view = make_view(step.view, self.subject)
+        view.on_call = progress.tick
+        x_adv = run_attack(step, view, self.x, self.y, active, self.plan.threat, self.plan.seed, self.plan.batch_size)
+        judged = judge(
+            self.subject.target_logits,
+            self.x[active],
+            x_adv[active],
+            self.y[active],
+            self.plan.threat,
+            self._batches(int(active.sum())),
+        )
+        verdict = torch.full_like(self.y, Verdict.SKIPPED)
+        predicted, distance = torch.full_like(self.y, -1), torch.full_like(self.y, -1, dtype=torch.float64)
+        verdict[active], predicted[active], distance[active] = judged.verdict, judged.predicted, judged.distance
+        cost = (view.cost.forward, view.cost.backward)
+        return self._result(step.name, verdict, predicted, distance, cost, judged.flags)
+
+    def _nothing_left(self, step: Step) -> StepResult:
+        none = torch.full_like(self.y, -1)
+        return self._result(step.name, torch.full_like(self.y, Verdict.SKIPPED), none, none.double(), cost=(0, 0))
+
+    def _result(
+        self,
+        name: str,
+        verdict: Tensor,
+        predicted: Tensor,
+        distance: Tensor,
+        cost: tuple[int, int],
+        flags: tuple[str, ...] = (),
+    ) -> StepResult:
+        judged = [v != Verdict.SKIPPED for v in verdict.tolist()]
+        return StepResult(
+            name=name,
+            rows=self.rows,
+            verdict=tuple(verdict.tolist()),
+            predicted=tuple(p if seen else None for p, seen in zip(predicted.tolist(), judged, strict=True)),
+            distance=tuple(d if seen else None for d, seen in zip(distance.tolist(), judged, strict=True)),
+            forward=cost[0],
+            backward=cost[1],
+            flags=flags,
+        )
