@@ -35,31 +35,38 @@ class HPMClassifier(nn.Module):
 
     ``batching`` says which images the answer for one image may look at; see ``with_batching``. The FC head makes the
     memberships of the batch prototypes. ``tau`` and ``beta`` are parameters so that a recipe may learn them.
-
-    Raises:
-        InvalidInput: prototypes do not fit the head.
     """
 
     def __init__(self, parts: Split, prototypes: ClassPrototypes, config: HPMConfig, *, tau: float = 1.0) -> None:
         super().__init__()
-        if tuple(prototypes.shape) != tuple(parts.fc.weight.shape):
-            raise InvalidInput(
-                wanted=f"prototypes of shape {tuple(parts.fc.weight.shape)}, as the FC weight",
-                got=str(tuple(prototypes.shape)),
-                next_step="compute them from this model's own features",
-            )
         self.backbone, self.fc = parts
         self.config = config
         self.batching = Batching.SOLO
-        prototypes = prototypes.detach().to(torch.float32)
         self.prototypes: Tensor
-        self.register_buffer("prototypes", F.normalize(prototypes, dim=1) if config.normalize else prototypes)
         self.carried: Tensor
-        self.register_buffer("carried", self.prototypes.clone())
+        self.register_buffer("prototypes", torch.zeros_like(self.fc.weight, requires_grad=False))
+        self.register_buffer("carried", torch.zeros_like(self.fc.weight, requires_grad=False))
+        self.set_prototypes(prototypes)
         self.tau = nn.Parameter(torch.tensor(float(tau)))
         self.beta = nn.Parameter(torch.full((len(prototypes),), float(config.beta)))
         self._reference: Reference | None = None
         self._frozen = False
+
+    def set_prototypes(self, prototypes: ClassPrototypes) -> None:
+        """Put dataset prototypes in place; those carried for absent classes start out equal.
+
+        Raises:
+            InvalidInput: they do not fit the head.
+        """
+        if prototypes.shape != self.prototypes.shape:
+            raise InvalidInput(
+                wanted=f"prototypes of shape {tuple(self.prototypes.shape)}, as the FC weight",
+                got=str(tuple(prototypes.shape)),
+                next_step="compute them from this model's own features",
+            )
+        prototypes = prototypes.detach()
+        self.prototypes.copy_(F.normalize(prototypes, dim=1) if self.config.normalize else prototypes)
+        self.carried.copy_(self.prototypes)
 
     def embed(self, x: Images) -> Embedding:
         """Run the backbone once; surrogates that share it start from here."""

@@ -116,3 +116,29 @@ def load_plan(folder: Path) -> Plan:
             wanted=f"a readable plan.json in {folder}", got=str(error), next_step="remove that folder"
         ) from error
     return Plan.from_json(data)
+
+
+def overview(runs: Path) -> list[dict[str, Any]]:
+    """How far each run below ``runs`` is, by run key; folders without a readable plan are left out with a warning."""
+    rows = []
+    for folder in sorted(path.parent for path in runs.glob("*/plan.json")):
+        try:
+            plan = load_plan(folder)
+        except IntegrityError as error:
+            log.warning("%s", error)
+            continue
+        done, total = Journal(runs, plan).progress()
+        rows.append(
+            {
+                "run": folder.name,
+                "model": plan.model,
+                "target": plan.target,
+                "batching": plan.batching.value,
+                "dataset": plan.examples.dataset,
+                "threat": str(plan.threat),
+                "n": plan.examples.n,
+                "steps": f"{done}/{total}",
+                "state": "finished" if done == total else "unfinished",
+            }
+        )
+    return rows

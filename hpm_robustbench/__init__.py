@@ -1,0 +1,123 @@
+"""Trustworthy evaluation of robust image classifiers: RobustBench models, HPM, AutoAttack and MSA.
+
+Everything here imports torch only when it is called. Argument names and their order follow RobustBench.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hpm_robustbench.hpm.classifier import HPMClassifier
+    from hpm_robustbench.pipeline import Outcome
+
+__all__ = ["benchmark", "list_models", "load_model", "wrap"]
+
+
+def list_models(dataset: str | None = None, threat_model: str | None = None) -> list[str]:
+    """Names of the models that can be loaded and run, sorted.
+
+    Raises:
+        UnknownName: no such threat model.
+    """
+    from hpm_robustbench.threat import Norm
+    from hpm_robustbench.zoo.catalog import catalog
+
+    norm = None if threat_model is None else Norm.parse(threat_model)
+    return sorted({spec.name for spec in catalog().specs(dataset=dataset, norm=norm)})
+
+
+def load_model(
+    model_name: str,
+    model_dir: str | Path = "models",
+    dataset: str | None = None,
+    threat_model: str | None = None,
+) -> nn.Module:
+    """A base model with its verified weights, in eval mode on the CPU: images [N, C, H, W] in [0, 1] to logits.
+
+    Raises:
+        UnknownName: no such model.
+        DownloadFailed: its checkpoint cannot be fetched; says where a local file may be put.
+        IntegrityError: the checkpoint is truncated, foreign or unsafe.
+    """
+    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.weights import load_weights
+
+    return load_weights(find_spec(model_name, dataset, threat_model, None), Path(model_dir)).model
+
+
+def wrap(model: nn.Module, images: Tensor, labels: Tensor, **knobs: Any) -> HPMClassifier:
+    """Put the HPM reclassifier on a trained model.
+
+    Args:
+        model: images to logits; taken over, do not use it afterwards.
+        images: training images [N, C, H, W] in [0, 1]; the dataset prototypes come from them.
+        labels: their classes [N].
+        **knobs: of the definition of HPM, see ``hpm.config.HPMConfig``.
+
+    Returns:
+        A frozen classifier that answers each image alone; see its ``with_batching``.
+
+    Raises:
+        InvalidInput: images, labels or the model's output break their contract.
+        HeadNotFound: the model's last linear layer cannot be found.
+    """
+    from hpm_robustbench.data import ExampleSet
+    from hpm_robustbench.hpm.config import HPMConfig
+    from hpm_robustbench.load import wrap as wrap_examples
+
+    training = ExampleSet(_describe("images", model, images), "train", images, labels)
+    return wrap_examples(model, training, HPMConfig(**knobs)).classifier
+
+
+def benchmark(
+    model: nn.Module,
+    test: tuple[Tensor, Tensor],
+    train: tuple[Tensor, Tensor] | None = None,
+    *,
+    name: str,
+    dataset: str = "images",
+    threat_model: str = "Linf",
+    eps: str,
+    **options: Any,
+) -> Outcome:
+    """Wrap a model of your own, attack it and its base with AutoAttack and MSA, judge, and write its card.
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K]; taken over.
+        test: images and labels to evaluate.
+        train: images and labels for the dataset prototypes; without them, unevaluated test images serve.
+        name: the model's name on its card.
+        dataset: the dataset's name on the card.
+        threat_model: ``Linf`` or ``L2``.
+        eps: the budget, such as ``8/255``.
+        **options: see ``pipeline.RunOptions``.
+
+    Raises:
+        HpmBenchError: see ``errors``; the same call continues an interrupted one.
+    """
+    from hpm_robustbench.data import DataSource
+    from hpm_robustbench.pipeline import RunOptions, evaluate
+    from hpm_robustbench.threat import ThreatModel
+    from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
+
+    described = _describe(dataset, model, test[0])
+    source = DataSource(described, lambda n: (test[0][:n], test[1][:n]), train and (lambda n: train))
+    origin = f"python:{type(model).__module__}.{type(model).__qualname__}"
+    spec = ModelSpec(name, dataset, ThreatModel.parse(threat_model, eps), origin, WeightsRef("memory", ()))
+    return evaluate(spec, RunOptions(**options), model=model, source=source)
+
+
+def _describe(name: str, model: nn.Module, images: Tensor) -> Any:
+    """The dataset that a model's output and some images amount to."""
+    import torch
+
+    from hpm_robustbench.threat import Dataset
+
+    with torch.no_grad():
+        n_classes = model.eval()(images[:1]).shape[-1]
+    channels, height, width = images.shape[1:]
+    return Dataset(name, n_classes, (channels, height, width))

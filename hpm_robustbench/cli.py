@@ -1,0 +1,239 @@
+"""The command line: parse, call one function, print. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpm_robustbench.errors import HpmBenchError
+
+if TYPE_CHECKING:
+    from hpm_robustbench.zoo.spec import ModelSpec
+
+_INTERRUPTED, _TERMINATED = 130, 75
+_DEFAULT_MODEL = "Digits2026ResNet"
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _both_spellings(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option under its dashed name and under RobustBench's spelling with underscores."""
+    return click.option(f"--{name.replace('_', '-')}", f"--{name}", name, show_default=True, **settings)
+
+
+_path = click.Path(path_type=Path)
+_format = click.option("--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True)
+_output = click.option(
+    "--output", type=_path, default=Path(), help="Folder of runs/, model_cards/ and leaderboard/.", show_default=True
+)
+
+
+@click.group(context_settings={"auto_envvar_prefix": "HPM_BENCH", "help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hpm-robustbench")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+def cli(quiet: bool) -> None:
+    """Trustworthy evaluation of robust image classifiers, with and without HPM."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.ERROR if quiet else logging.INFO)
+    if not sys.warnoptions and quiet:
+        logging.captureWarnings(True)
+
+
+@cli.command()
+@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="A model's name; see `hpm-bench list`.")
+@click.option("--factory", help="Your own model: package.module:function that builds the untrained network.")
+@click.option("--name", help="Your model's name on its card; the factory's by default.")
+@click.option("--weights", type=_path, help="Your model's checkpoint: safetensors, or a torch file of tensors.")
+@click.option("--head", help="Name of your model's last linear layer, if it cannot be found.")
+@click.option("--about", type=_path, help="JSON file on your model's origin: title, authors, link, license, ...")
+@click.option("--dataset", help="Which dataset; any name with --data.")
+@click.option("--data", type=_path, help="The dataset itself: .npz arrays, MNIST-style files, or class folders.")
+@_both_spellings("threat_model", help="Linf or L2.")
+@click.option("--eps", help="Budget in units of [0, 1], as 8/255 or 0.031.")
+@_both_spellings("n_ex", type=click.IntRange(min=1), default=1000, help="Test images; at most all of them.")
+@_both_spellings("batch_size", type=click.IntRange(min=1), default=250, help="Images an attack works on together.")
+@click.option(
+    "--batching",
+    type=click.Choice(["solo", "reference", "joint"]),
+    multiple=True,
+    default=("solo", "joint"),
+    show_default=True,
+    help="How HPM is deployed; may be repeated.",
+)
+@click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
+@click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")
+@_both_spellings("model_dir", type=_path, default=Path("models"), help="Checkpoints, in RobustBench's layout.")
+@_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
+@_output
+@_format
+def run(  # the options of one command
+    form: str,
+    model: str,
+    factory: str | None,
+    name: str | None,
+    weights: Path | None,
+    head: str | None,
+    about: Path | None,
+    dataset: str | None,
+    threat_model: str | None,
+    eps: str | None,
+    **options: Any,
+) -> None:
+    """Wrap a model, attack it with AutoAttack and MSA, and write its card.
+
+    The same command continues an interrupted run.
+    """
+    from hpm_robustbench.pipeline import evaluate
+    from hpm_robustbench.report import render_card
+    from hpm_robustbench.request import find_spec, own_spec, run_options
+
+    track = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
+    if factory is None:
+        spec = find_spec(model, **track)
+    else:
+        spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
+    outcome = evaluate(spec, run_options(**options))
+    if form == "json":
+        click.echo(_json(outcome.card.to_json()))
+    else:
+        click.echo(f"{render_card(outcome.card)}\n\ncard: {outcome.card_path}")
+
+
+@cli.command("list")
+@click.option("--dataset", help="Only this dataset.")
+@_both_spellings("threat_model", help="Only this threat model.")
+@_format
+def list_models(dataset: str | None, threat_model: str | None, form: str) -> None:
+    """List the models that can be run."""
+    from hpm_robustbench.report import render_specs
+
+    specs = _catalog().specs(dataset=dataset, norm=threat_model)
+    click.echo(_json([_facts(spec) for spec in specs]) if form == "json" else render_specs(specs))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--dataset")
+@_both_spellings("threat_model")
+@_format
+def show(model: str, dataset: str | None, threat_model: str | None, form: str) -> None:
+    """Show what is known of a model."""
+    from hpm_robustbench.report import render_facts
+
+    facts = _facts(_catalog().find(model, dataset=dataset, norm=threat_model))
+    click.echo(_json(facts) if form == "json" else render_facts(facts))
+
+
+@cli.command()
+@_output
+@_format
+def status(output: Path, form: str) -> None:
+    """Show how far each run is."""
+    from hpm_robustbench.ledger.journal import overview
+    from hpm_robustbench.report import render_rows
+
+    rows = overview(output / "runs")
+    click.echo(_json(rows) if form == "json" else render_rows(rows, empty=f"no runs in {output / 'runs'}"))
+
+
+@cli.group()
+def leaderboard() -> None:
+    """Pages made from model cards."""
+
+
+@leaderboard.command()
+@_output
+@click.option("--check", is_flag=True, help="Write nothing; fail if the pages differ from what the cards give.")
+def build(output: Path, check: bool) -> None:
+    """Build the board in OUTPUT/leaderboard from OUTPUT/model_cards."""
+    from hpm_robustbench.ledger import leaderboard as board
+
+    cards, pages = output / "model_cards", output / "leaderboard"
+    if check:
+        board.check(cards, pages)
+        click.echo(f"{pages} is what {cards} gives")
+    else:
+        click.echo(f"page: {board.build(cards, pages)}")
+
+
+@cli.group()
+def card() -> None:
+    """Model cards."""
+
+
+@card.command()
+@click.argument("paths", nargs=-1, required=True, type=_path)
+def validate(paths: Sequence[Path]) -> None:
+    """Check that each file is a valid card."""
+    from hpm_robustbench.ledger.model_card import read_card
+
+    for path in paths:
+        click.echo(f"{path}: {read_card(path).name}: valid")
+
+
+@cli.command()
+@_format
+def doctor(form: str) -> None:
+    """Show versions, devices and what is missing."""
+    from hpm_robustbench.report import render_facts, software
+
+    facts = software()
+    click.echo(_json(facts) if form == "json" else render_facts(facts))
+
+
+def _catalog() -> Any:
+    from hpm_robustbench.zoo.catalog import catalog
+
+    return catalog()
+
+
+def _facts(spec: ModelSpec) -> dict[str, Any]:
+    from hpm_robustbench.report import spec_facts
+
+    return spec_facts(spec)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1)
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; leave with the exit code that the outcome stands for."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    resume = "Run the same command again to continue: every finished step is kept."
+    try:
+        code = cli.main(args=arguments, standalone_mode=False) or 0
+    except HpmBenchError as error:
+        code = _say(f"error: {error}", error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = _say(f"interrupted. {resume}", _INTERRUPTED)
+    except _Terminated:
+        code = _say(f"terminated. {resume}", _TERMINATED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(message, err=True)
+    return code

@@ -1,0 +1,196 @@
+"""The straight line every model goes: spec -> weights -> wrapped classifier -> plans -> records -> card."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hpm_robustbench.attacks.protocols import msa, standard
+from hpm_robustbench.data import DataSource, ExampleSet, open_dataset
+from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.evaluation.runner import run, state_sha256
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.ledger.card_from_records import build_card
+from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.model_card import write_card
+from hpm_robustbench.ledger.plan import Examples, Plan, Step
+from hpm_robustbench.ledger.record import RunRecord
+from hpm_robustbench.load import Wrapped, wrap
+from hpm_robustbench.threat import Batching
+from hpm_robustbench.weights import load_weights
+from hpm_robustbench.zoo.spec import ModelSpec
+
+_REFERENCE_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a model is put on trial.
+
+    Attributes:
+        n_ex: test images, the first of the split; at most all of them.
+        batchings: ways in which the HPM classifier is deployed, each with a trial of its own.
+        batch_size: images an attack works on together; part of what makes a result reproducible.
+        joint_size: images answered together under JOINT.
+        seed: of every random choice.
+        device: where to compute, as torch names it.
+        defence: the definition of HPM.
+        data: a file or folder that holds the dataset, see ``open_dataset``.
+        data_dir: where downloaded datasets lie.
+        model_dir: where downloaded checkpoints lie, in RobustBench's layout.
+        output: holds ``runs/`` and ``model_cards/``.
+    """
+
+    n_ex: int = 1000
+    batchings: tuple[Batching, ...] = (Batching.SOLO, Batching.JOINT)
+    batch_size: int = 250
+    joint_size: int = 128
+    seed: int = 0
+    device: str = "cpu"
+    defence: HPMConfig = field(default_factory=HPMConfig)
+    data: Path | None = None
+    data_dir: Path = Path("data")
+    model_dir: Path = Path("models")
+    output: Path = Path()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished trial: the card, where it was written, and the records behind it."""
+
+    card: ModelCard
+    card_path: Path
+    records: tuple[RunRecord, ...]
+
+
+def evaluate(
+    spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
+) -> Outcome:
+    """Wrap a model, attack it and its base, judge, and write its card.
+
+    Repeating the call continues where an earlier one stopped, and yields the same bytes.
+
+    Args:
+        spec: which model, on which track.
+        options: how.
+        model: the network itself, if the caller has it in memory; otherwise the spec says where it comes from.
+        source: the images themselves, likewise.
+
+    Raises:
+        HpmBenchError: see ``errors``; whatever was finished before is kept.
+    """
+    device = _device(options.device)
+    source = source or open_dataset(spec.dataset, data=options.data, data_dir=options.data_dir)
+    test, training = _examples(source, options.n_ex)
+    if model is None:
+        model, sha256 = load_weights(spec, options.model_dir)
+    else:
+        sha256 = (state_sha256(model),)
+    wrapped = wrap(model, training, options.defence, head=spec.head.path, device=device, batch_size=options.batch_size)
+    records = tuple(
+        run(plan, subject, test, options.output / "runs", _environment(device))
+        for plan, subject in _trials(spec, wrapped, training, test, options)
+    )
+    card = build_card(
+        spec,
+        records,
+        n_classes=source.dataset.n_classes,
+        weights_sha256=sha256,
+        notes={"prototypes": wrapped.prototypes_from},
+    )
+    return Outcome(card, write_card(card, options.output / "model_cards"), records)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageProblem(
+            wanted=f"the device {name!r}", got=str(error).splitlines()[0], next_step="use --device cpu, or cuda:0"
+        ) from error
+    return device
+
+
+def _examples(source: DataSource, n_ex: int) -> tuple[ExampleSet, ExampleSet]:
+    """Images to evaluate, and images that prototypes are made from; the two never overlap.
+
+    A dataset without training images lends the test images that are not evaluated.
+    """
+    test, training = source.test(), source.train()
+    evaluated = test.head(min(n_ex, len(test)))
+    if training is not None:
+        return evaluated, training
+    spare = range(len(evaluated), len(test))
+    if len(spare) < 10 * source.dataset.n_classes:
+        raise InvalidInput(
+            wanted=f"images for the dataset prototypes of {source.dataset.name}, apart from those to be evaluated",
+            got=f"no training images, and {len(spare)} test images besides the {len(evaluated)} evaluated",
+            next_step="add x_train and y_train to the data, or lower --n-ex",
+        )
+    return evaluated, test.take(spare)
+
+
+def _trials(
+    spec: ModelSpec, wrapped: Wrapped, training: ExampleSet, test: ExampleSet, options: RunOptions
+) -> Sequence[tuple[Plan, Subject]]:
+    """The base model under AutoAttack, then the HPM classifier under MSA at each batching."""
+    base = Subject(wrapped.classifier, wrapped.base, "base")
+    trials = [(_plan(spec, base, Batching.SOLO, "standard", standard("base"), test, options), base)]
+    for batching in options.batchings:
+        reference = training.images[:_REFERENCE_IMAGES] if batching is Batching.REFERENCE else None
+        if reference is not None:
+            reference = reference.to(wrapped.classifier.prototypes.device)
+        hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
+        trials.append((_plan(spec, hpm, batching, "msa", msa(batching), test, options), hpm))
+    return trials
+
+
+def _plan(
+    spec: ModelSpec,
+    subject: Subject,
+    batching: Batching,
+    protocol: str,
+    steps: tuple[Step, ...],
+    test: ExampleSet,
+    options: RunOptions,
+) -> Plan:
+    batch_size = options.joint_size if batching is Batching.JOINT else options.batch_size
+    return Plan(
+        model=spec.name,
+        target=subject.target,
+        batching=batching,
+        threat=spec.threat,
+        protocol=protocol,
+        steps=steps,
+        examples=Examples(test.dataset.name, test.split, test.fingerprint, len(test)),
+        state_sha256=state_sha256(subject.classifier, subject.base),
+        defence=options.defence.to_json() if subject.target == "hpm" else {},
+        software={
+            "torch": version("torch"),
+            "pyautoattack": version("pyautoattack"),
+            "device": subject.classifier.prototypes.device.type,
+        },
+        seed=options.seed,
+        batch_size=batch_size,
+        shard_size=batch_size,
+    )
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    packages = {name: version(name) for name in ("hpm-robustbench", "torch", "numpy", "pyautoattack", "robustbench")}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device.type,
+        **gpu,
+        **packages,
+    }

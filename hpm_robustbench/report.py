@@ -1,0 +1,154 @@
+"""What a terminal shows: cards, specs and facts as plain text tables. No torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from hpm_robustbench.zoo.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
+    from hpm_robustbench.ledger.card_schema import ModelCard
+
+_PACKAGES = ("torch", "torchvision", "robustbench", "pyautoattack", "timm", "numpy", "scipy", "pandas", "pydantic")
+
+
+def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned text columns, right-aligned where every cell is a number."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    numeric = [bool(rows) and all(cell[:1].isdigit() or cell in ("-", "") for cell in column[1:]) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        placed = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, numeric, strict=True)
+        ]
+        return "  ".join(placed).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in rows)])
+
+
+def render_card(card: ModelCard) -> str:
+    """A card's numbers: one line per evaluation, one per step, and the verdicts."""
+    bench = card.hpm_bench
+    if bench is None:
+        return f"{card.name}: clean {card.clean_acc} %, AutoAttack {card.autoattack_acc or '-'} %"
+    first = bench.evaluations[0]
+    title = f"{bench.model_id} on {first.n} {first.dataset} {first.split} images, {first.threat.norm.value} {card.eps}"
+    summary = render_table(
+        ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %"],
+        [
+            [
+                _target(evaluation),
+                evaluation.clean.text,
+                _text(evaluation.autoattack),
+                evaluation.robust.text,
+                f"{evaluation.robust.low:.2f}-{evaluation.robust.high:.2f}",
+                _text(evaluation.batch_worst),
+            ]
+            for evaluation in bench.evaluations
+        ],
+    )
+    steps = render_table(
+        ["target", "step", "broken", "standing %", "forward/image", "backward/image"],
+        [
+            [
+                _target(evaluation),
+                step.name,
+                str(step.broken),
+                step.robust.text,
+                f"{step.forward:.0f}",
+                f"{step.backward:.0f}",
+            ]
+            for evaluation in bench.evaluations
+            for step in evaluation.steps
+        ],
+    )
+    verdicts = [
+        f"{v.batching.value}: HPM {v.verdict} "
+        f"(images that stand only on the base: {v.only_base}, only on HPM: {v.only_hpm}; p = {v.p_value:.3g})"
+        for v in bench.verdicts
+    ]
+    flags = [f"flag: {_target(e)}: {flag}" for e in bench.evaluations for flag in e.all_flags]
+    return "\n\n".join([title, summary, steps, "\n".join([*verdicts, *flags])])
+
+
+def _target(evaluation: Evaluation) -> str:
+    if evaluation.target == "base":
+        return "base"
+    size = f" B={evaluation.batch_size}" if evaluation.batch_worst else ""
+    return f"hpm {evaluation.batching.value}{size}"
+
+
+def _text(metric: Metric | None) -> str:
+    return metric.text if metric else "-"
+
+
+def render_specs(specs: Sequence[ModelSpec]) -> str:
+    """One line per model."""
+    header = ["model", "dataset", "threat", "architecture", "clean %", "AutoAttack %", "licence"]
+    rows = [
+        [
+            s.name,
+            s.dataset,
+            str(s.threat),
+            s.paper.architecture,
+            s.paper.clean_acc or "-",
+            s.paper.autoattack_acc or "-",
+            s.paper.license,
+        ]
+        for s in specs
+    ]
+    return f"{render_table(header, rows)}\n\n{len(rows)} models; accuracies are published ones, in percent"
+
+
+def spec_facts(spec: ModelSpec) -> dict[str, Any]:
+    """What is known of a model, flat."""
+    paper = {key: value for key, value in vars(spec.paper).items() if value not in (None, "")}
+    return {
+        "model": spec.name,
+        "dataset": spec.dataset,
+        "threat_model": spec.threat.norm.value,
+        "eps": spec.threat.eps.text,
+        "factory": spec.factory,
+        "weights": str(spec.weights),
+        "head": spec.head.path,
+        "preprocessing": spec.preprocessing,
+        **paper,
+    }
+
+
+def render_facts(facts: Mapping[str, Any]) -> str:
+    """One ``name  value`` line per fact."""
+    width = max(len(name) for name in facts)
+    return "\n".join(f"{name.ljust(width)}  {'-' if value is None else value}" for name, value in facts.items())
+
+
+def render_rows(rows: Sequence[Mapping[str, Any]], *, empty: str) -> str:
+    """A table of equal-keyed rows, or ``empty``."""
+    if not rows:
+        return empty
+    return render_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+def software() -> dict[str, Any]:
+    """Versions and devices, and what is missing; no secrets, no paths."""
+    facts: dict[str, Any] = {"hpm-robustbench": version("hpm-robustbench"), "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "missing: pip install hpm-robustbench installs it"
+    facts["device"] = _device() if find_spec("torch") else "unknown without torch"
+    return facts
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"

@@ -1,0 +1,116 @@
+"""From what a person asks for, in words, to a spec and options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.pipeline import RunOptions
+from hpm_robustbench.threat import Batching, Eps, Norm, ThreatModel
+from hpm_robustbench.zoo.catalog import catalog
+from hpm_robustbench.zoo.from_file import spec_from_factory
+from hpm_robustbench.zoo.spec import ModelSpec, Paper
+
+
+def find_spec(model: str, dataset: str | None, threat_model: str | None, eps: str | None) -> ModelSpec:
+    """A known model, on its own track or with another budget.
+
+    Raises:
+        UnknownName: no such model; the message shows the nearest names.
+        UsageProblem: eps is no number.
+    """
+    norm = None if threat_model is None else Norm.parse(threat_model)
+    spec = catalog().find(model, dataset=dataset, norm=norm)
+    return spec if eps is None else with_eps(spec, Eps.parse(eps))
+
+
+def own_spec(
+    factory: str,
+    weights: Path | None,
+    *,
+    name: str | None,
+    head: str | None,
+    about: Path | None,
+    dataset: str | None,
+    threat_model: str | None,
+    eps: str | None,
+) -> ModelSpec:
+    """A model of the caller's own: a function that builds the network, and a checkpoint.
+
+    Raises:
+        UsageProblem: something that only the caller can know is missing.
+        InvalidInput: ``about`` is not a JSON object of known facts.
+    """
+    if weights is None or dataset is None or eps is None:
+        raise UsageProblem(
+            wanted="--weights, --dataset and --eps beside --factory",
+            got=f"weights {weights}, dataset {dataset}, eps {eps}",
+            next_step="add what is missing; --threat-model is Linf unless you say L2",
+        )
+    return spec_from_factory(
+        name=name or factory.rsplit(":", 1)[-1],
+        factory=factory,
+        weights=weights,
+        dataset=dataset,
+        threat=ThreatModel.parse(threat_model or Norm.LINF.value, eps),
+        head=head,
+        about=None if about is None else _read_object(about),
+    )
+
+
+def with_eps(spec: ModelSpec, eps: Eps) -> ModelSpec:
+    """The same model under another budget: a name of its own, and no figures published for the old budget."""
+    if eps.value == spec.threat.eps.value:
+        return spec
+    unpublished = {key: getattr(Paper(), key) for key in ("autoattack_acc", "reported", "external", "unreliable")}
+    return replace(
+        spec,
+        name=f"{spec.name}_eps{eps.text.replace('/', '-')}",
+        threat=ThreatModel(spec.threat.norm, eps),
+        paper=replace(spec.paper, **unpublished),
+    )
+
+
+def run_options(*, batching: Sequence[str], knobs: Sequence[str], **rest: Any) -> RunOptions:
+    """Options from their text forms; ``rest`` are RunOptions' own fields."""
+    return RunOptions(batchings=tuple(Batching(b) for b in dict.fromkeys(batching)), defence=_defence(knobs), **rest)
+
+
+def _defence(knobs: Sequence[str]) -> HPMConfig:
+    """A configuration from ``knob=value`` texts, each read as the default's type."""
+    known = {field.name: field.default for field in fields(HPMConfig)}
+    chosen: dict[str, Any] = {}
+    for knob in knobs:
+        name, _, text = knob.partition("=")
+        if name not in known:
+            raise UnknownName("knob of HPM", name, known)
+        chosen[name] = _read_knob(name, text, known[name])
+    return HPMConfig(**chosen)
+
+
+def _read_knob(name: str, text: str, default: object) -> bool | int | float | str:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.casefold()]
+        if isinstance(default, (int, float)):
+            return type(default)(text)
+        return text if name != "tau" or text == "fit" else float(text)
+    except (KeyError, ValueError) as error:
+        raise UsageProblem(
+            wanted=f"a value for {name} like {default}", got=repr(text), next_step=f"write --hpm {name}={default}"
+        ) from error
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(wanted=f"a JSON file {path}", got=str(error), next_step="correct it") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(wanted=f"a JSON object in {path}", got=type(content).__name__, next_step="correct it")
+    return content
