@@ -1,0 +1,94 @@
+"""The walls of the house, read from its imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hpm_robustbench
+
+PACKAGE = Path(hpm_robustbench.__file__).parent
+NAME = "hpm_robustbench"
+MODULES = {
+    ".".join([NAME, *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TORCH_FREE = ("errors", "threat", "cli", "report", "zoo", "ledger", "hpm.config", "data.known", "")
+HEAVY = ("torch", "torchvision", "robustbench", "pyautoattack", "autoattack", "timm", "jaxtyping")
+
+
+def imports_of(module: str, *, lazy: bool = True) -> set[str]:
+    """Modules that a file imports; without ``lazy`` only those imported when it is, outside TYPE_CHECKING."""
+    tree = ast.parse(MODULES[module].read_text())
+    nodes: list[ast.stmt] = list(tree.body) if not lazy else [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def inside(module: str, *rooms: str) -> bool:
+    return any(module == f"{NAME}.{room}".rstrip(".") or module.startswith(f"{NAME}.{room}.") for room in rooms)
+
+
+def reach(module: str) -> set[str]:
+    """Our own modules that importing ``module`` imports, transitively."""
+    seen, waiting = set(), [module]
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current not in MODULES:
+            continue
+        seen.add(current)
+        waiting += imports_of(current, lazy=False)
+    return seen
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if inside(m, *TORCH_FREE)])
+def test_the_ledger_the_zoo_and_the_door_never_reach_torch(module: str) -> None:
+    heavy = {name for m in reach(module) for name in imports_of(m, lazy=False) if name.split(".")[0] in HEAVY}
+    assert heavy == set()
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [
+        ("hpm", ("attacks", "evaluation", "ledger", "zoo", "data", "load", "weights", "pipeline")),
+        ("attacks", ("evaluation", "zoo", "load", "weights", "pipeline", "data")),
+        ("ledger", ("hpm", "attacks", "evaluation", "data", "load", "weights", "pipeline", "embedded")),
+        ("zoo", ("hpm", "attacks", "evaluation", "ledger", "data", "load", "weights", "pipeline")),
+        ("evaluation", ("zoo", "load", "weights", "pipeline", "embedded")),
+    ],
+)
+def test_rooms_do_not_know_each_other(room: str, forbidden: tuple[str, ...]) -> None:
+    crossed = {(m, name) for m in MODULES if inside(m, room) for name in imports_of(m) if inside(name, *forbidden)}
+    assert crossed == set()
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("robustbench", {"robustbench_compat", "architectures"}),
+        ("pyautoattack", {"robustbench_compat"}),
+        ("autoattack", {"robustbench_compat"}),
+    ],
+)
+def test_only_the_compat_file_imports_foreign_houses(library: str, allowed: set[str]) -> None:
+    users = {m for m in MODULES if any(name.split(".")[0] == library for name in imports_of(m))}
+    assert users <= {f"{NAME}.{name}" for name in allowed}
+
+
+def test_nobody_imports_the_command_line() -> None:
+    assert [m for m in MODULES if f"{NAME}.cli" in imports_of(m)] == [f"{NAME}.__main__"]
+
+
+@pytest.mark.parametrize("module", ["cli", "report", "zoo.catalog", "ledger.leaderboard", "ledger.journal"])
+def test_a_fresh_interpreter_agrees(module: str) -> None:
+    code = f"import sys, {NAME}.{module}; sys.exit(int(any(h in sys.modules for h in {HEAVY!r})))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
