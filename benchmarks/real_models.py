@@ -1,0 +1,148 @@
+"""Put small published networks on trial, on real CIFAR-10 and MNIST images: the board's first foreign rows.
+
+    python -m benchmarks.real_models --data DIR --output . [--only NAME ...] [--n-ex 1000]
+
+DIR holds ``weights/``, ``cifar10/`` (lossless mosaics of 2,500 images) and ``mnist/``. Each model goes the same road as
+``hpm-bench run --factory``; repeating the command continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_SIDE, _PER_MOSAIC = 32, 2500
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """A published network: how to build it, its checkpoint, the track it is tried on, and where it comes from."""
+
+    factory: str
+    weights: str
+    dataset: str
+    eps: str
+    architecture: str
+    title: str
+    authors: str
+    link: str
+    license: str
+
+
+_CROWN = {
+    "title": "Verification benchmark networks of alpha-beta-CROWN",
+    "authors": "Verified-Intelligence",
+    "link": "https://github.com/Verified-Intelligence/alpha-beta-CROWN",
+    "license": "BSD-3-Clause",
+}
+_RESNETS = {
+    "title": "Proper implementation of ResNets for CIFAR-10",
+    "authors": "Yerlan Idelbayev",
+    "link": "https://github.com/akamaster/pytorch_resnet_cifar10",
+    "license": "BSD-2-Clause",
+}
+_ADVERTORCH = {
+    "title": "advertorch v0.1: An Adversarial Robustness Toolbox based on PyTorch",
+    "authors": "Gavin Weiguang Ding, Luyu Wang, Xiaomeng Jin",
+    "link": "https://github.com/BorealisAI/advertorch",
+    "license": "LGPL-3.0",
+}
+_AUTOATTACK = {
+    "title": "AutoAttack's standard-trained test model",
+    "authors": "Francesco Croce, Matthias Hein",
+    "link": "https://github.com/fra31/auto-attack",
+    "license": "MIT",
+}
+_HERE = "benchmarks.real_networks"
+MODELS = {
+    "CrownResNet4B-Linf2": RealModel(
+        f"{_HERE}:resnet4b", "resnet4b.pth", "cifar10", "2/255", "ResNet-4B (124k parameters)", **_CROWN
+    ),
+    "CifarResNet20-Standard": RealModel(
+        f"{_HERE}:resnet20", "resnet20-12fca82f.th", "cifar10", "8/255", "ResNet-20", **_RESNETS
+    ),
+    "MnistLeNet5-Adversarial": RealModel(
+        f"{_HERE}:lenet5", "mnist_lenet5_advtrained.pt", "mnist", "0.3", "LeNet-5 (648k parameters)", **_ADVERTORCH
+    ),
+    "MnistLeNet5-Standard": RealModel(
+        f"{_HERE}:lenet5", "mnist_lenet5_clntrained.pt", "mnist", "0.3", "LeNet-5 (648k parameters)", **_ADVERTORCH
+    ),
+    "AutoAttackResNet18-Standard": RealModel(
+        "pyautoattack.examples.resnet:ResNet18",
+        "pyautoattack:model_test.pt",
+        "cifar10",
+        "8/255",
+        "ResNet-18",
+        **_AUTOATTACK,
+    ),
+}
+
+
+def read_mosaics(folder: Path, split: str) -> np.ndarray:
+    """All images of a split, uint8 [N, 32, 32, 3], in the official order."""
+    images = []
+    for path in sorted(folder.glob(f"{split}_*.webp")):
+        mosaic = np.asarray(Image.open(path).convert("RGB"))
+        per_side = mosaic.shape[0] // _SIDE
+        tiles = mosaic.reshape(per_side, _SIDE, per_side, _SIDE, 3).transpose(0, 2, 1, 3, 4)
+        images.append(tiles.reshape(_PER_MOSAIC, _SIDE, _SIDE, 3))
+    return np.concatenate(images)
+
+
+def write_cifar10(folder: Path, target: Path) -> Path:
+    """CIFAR-10 as one .npz file, as ``--data`` takes it."""
+    labels = np.load(folder / "labels.npz", allow_pickle=False)
+    arrays = {f"x_{split}": read_mosaics(folder, split) for split in ("test", "train")}
+    np.savez(target, **arrays, y_test=labels["test"], y_train=labels["train"])
+    return target
+
+
+def weights_path(model: RealModel, data: Path) -> Path:
+    """The checkpoint: in the data folder, or inside the installed AutoAttack package."""
+    package, _, name = model.weights.rpartition(":")
+    if not package:
+        return data / "weights" / name
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "examples" / name
+
+
+def command(name: str, model: RealModel, data: Path, images: Path, about: Path, arguments: list[str]) -> list[str]:
+    """The ``hpm-bench`` call that tries a model."""
+    facts = {key: getattr(model, key) for key in ("architecture", "title", "authors", "link", "license")}
+    about.write_text(json.dumps(facts))
+    run = [sys.executable, "-m", "hpm_robustbench", "run", "--name", name, "--factory", model.factory]
+    track = ["--weights", str(weights_path(model, data)), "--dataset", model.dataset, "--eps", model.eps]
+    return [*run, *track, "--data", str(images), "--about", str(about), *arguments]
+
+
+def main() -> None:
+    """Try each model in turn; stop at the first failure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path())
+    parser.add_argument("--only", nargs="*", choices=sorted(MODELS), default=list(MODELS))
+    parser.add_argument("--n-ex", type=int, default=1000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images = {"mnist": given.data / "mnist"}
+        if any(MODELS[name].dataset == "cifar10" for name in given.only):
+            images["cifar10"] = write_cifar10(given.data / "cifar10", Path(folder) / "cifar10.npz")
+        for name in given.only:
+            model = MODELS[name]
+            arguments = ["--output", str(given.output), "--n-ex", str(given.n_ex)]
+            about = Path(folder) / "about.json"
+            subprocess.run(command(name, model, given.data, images[model.dataset], about, arguments), check=True)
+
+
+if __name__ == "__main__":
+    main()
