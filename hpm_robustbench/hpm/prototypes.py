@@ -112,7 +112,8 @@ def _per_row(z: Tensor, w: Tensor, include_self: bool, reference: Reference | No
 def mix(dataset: ClassPrototypes, batch: Batch, beta: Tensor, config: HPMConfig, carried: ClassPrototypes) -> Tensor:
     """The prototypes P that rows are compared with: [K, D] if the batch is shared, else [N, K, D].
 
-    P_c = mD_c + beta_c present_c (mBt_c - mD_c); an absent class keeps mD_c, or its carried batch prototype.
+    P_c = mD_c + beta_c present_c (mBt_c - mD_c); an absent class keeps mD_c, or is mixed with its carried prototype,
+    to the degree that it is absent.
     """
     exists = batch.present > 0
     counts = torch.where(exists, batch.counts, 1.0)
@@ -120,8 +121,7 @@ def mix(dataset: ClassPrototypes, batch: Batch, beta: Tensor, config: HPMConfig,
     weight = beta * counts / (counts + config.kappa) * batch.present
     prototypes = dataset + weight.unsqueeze(-1) * (means - dataset)
     if config.absent == "carry":
-        fallback = dataset + beta.unsqueeze(-1) * (carried - dataset)
-        prototypes = torch.where(exists.unsqueeze(-1), prototypes, fallback)
+        prototypes = prototypes + (beta * (1 - batch.present)).unsqueeze(-1) * (carried - dataset)
     return F.normalize(prototypes, dim=-1) if config.normalize else prototypes
 
 
