@@ -1,0 +1,181 @@
+"""Auto-PGD (Croce & Hein 2020, Algorithm 1) for any loss that has one value per row.
+
+Rows never meet here: each has its own step size, its own best point and its own restarts. Whether they meet in the
+loss is the caller's choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpm_robustbench.shapes import Images, Losses, Mask
+from hpm_robustbench.threat import Norm, ThreatModel
+
+MOMENTUM = 0.75
+"""Share of a new iterate that is the gradient step; the rest continues the last move."""
+RHO = 0.75
+"""A step size that raised the loss in fewer than this share of a period's iterations is too long."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+LossPerRow = Callable[[Images], Losses]
+Observer = Callable[[Images, Losses], bool]
+"""Sees every iterate with its losses; answers True when nothing is left to look for."""
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Per row, the highest loss met and where; different rows may come from different iterates."""
+
+    x: Images
+    loss: Losses
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The images an attacker may submit: within ``threat`` of ``center`` and in the box [0, 1]."""
+
+    center: Images
+    threat: ThreatModel
+
+    def project(self, x: Images) -> Images:
+        """Bring ``x`` back into the ball and then into the box; the second cannot undo the first."""
+        eps = float(self.threat.eps)
+        if self.threat.norm is Norm.LINF:
+            return x.clamp(self.center - eps, self.center + eps).clamp(0, 1)
+        delta = x - self.center
+        return (self.center + delta * (eps / _length(delta)).clamp(max=1)).clamp(0, 1)
+
+    def direction(self, gradient: Images) -> Images:
+        """The unit step of steepest ascent in the threat model's norm; zero where the gradient is zero."""
+        if self.threat.norm is Norm.LINF:
+            return gradient.sign()
+        largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)
+        scaled = gradient / largest  # the square of a saturated model's gradient would underflow
+        return scaled / _length(scaled)
+
+    def random_point(self, generator: torch.Generator) -> Images:
+        """Uniform in the cube of Linf, or on the sphere of L2, then projected."""
+        linf = self.threat.norm is Norm.LINF
+        draw = torch.rand if linf else torch.randn
+        noise = draw(self.center.shape, generator=generator).to(self.center)
+        unit = 2 * noise - 1 if linf else noise / _length(noise)
+        return self.project(self.center + float(self.threat.eps) * unit)
+
+
+class _StepSizes:
+    """One step size per row, halved at a checkpoint where the last period did not earn it."""
+
+    def __init__(self, first: float, loss: Losses) -> None:
+        self.size = torch.full_like(loss, first)
+        self.rises = torch.zeros_like(loss)
+        self._best_loss = loss
+        self._halved = torch.zeros_like(loss, dtype=torch.bool)
+
+    def halve(self, period: int, best_loss: Losses) -> Mask:
+        """Halve where the loss rose too seldom, or where a full period at one size did not raise its maximum."""
+        stalled = ~self._halved & (best_loss <= self._best_loss)
+        self._halved = stalled | (self.rises < RHO * period)
+        self._best_loss = best_loss
+        self.size = torch.where(self._halved, self.size / 2, self.size)
+        self.rises = torch.zeros_like(self.rises)
+        return self._halved
+
+
+def _never_done(_: Images, __: Losses) -> bool:
+    return False
+
+
+def ascend(
+    loss_per_row: LossPerRow,
+    x: Images,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    start: Images | None = None,
+    free: Mask | None = None,
+    observe: Observer = _never_done,
+) -> Ascent:
+    """Maximise every row's loss over the ball around its image.
+
+    Args:
+        loss_per_row: differentiable; called on the whole batch, ``steps`` + 1 times. Its sum is differentiated, so
+            a loss in which rows meet gets its cross terms.
+        x: images in [0, 1], centers of the balls.
+        threat: norm and radius.
+        steps: gradient steps.
+        generator: source of the random start.
+        start: where to begin instead of a random point; it is projected.
+        free: rows that may move, all by default; the others stay exactly where they are.
+        observe: sees each iterate, the start included, and may end the search.
+    """
+    ball = Ball(x, threat)
+    may_move = torch.ones_like(x, dtype=torch.bool) if free is None else _per_image(free)
+    point = torch.where(may_move, ball.random_point(generator) if start is None else ball.project(start), x)
+    previous = point
+    loss, gradient = _evaluate(loss_per_row, point)
+    best = point, loss, gradient
+    step_sizes = _StepSizes(2 * float(threat.eps), loss)
+    done = observe(point, loss)
+    last_checkpoint, checkpoints = 0, _checkpoints(steps)
+    for step in range(1, steps + 1):
+        if done:
+            break
+        stepped = ball.project(point + _per_image(step_sizes.size) * ball.direction(gradient))
+        inertia = 1 - MOMENTUM if step > 1 else 0.0
+        moved = ball.project(point + (1 - inertia) * (stepped - point) + inertia * (point - previous))
+        previous, point, last_loss = point, torch.where(may_move, moved, x), loss
+        loss, gradient = _evaluate(loss_per_row, point)
+        step_sizes.rises += loss > last_loss
+        best = _choose(loss > best[1], (point, loss, gradient), best)
+        done = observe(point, loss)
+        if step in checkpoints:
+            halved = step_sizes.halve(step - last_checkpoint, best[1])
+            point, loss, gradient = _choose(halved, best, (point, loss, gradient))
+            last_checkpoint = step
+    return Ascent(best[0], best[1])
+
+
+_State = tuple[Images, Losses, Images]
+
+
+def _choose(where: Mask, first: _State, second: _State) -> _State:
+    """Per row, point, loss and gradient of ``first`` where the mask says so, else of ``second``."""
+    image = _per_image(where)
+    return (
+        torch.where(image, first[0], second[0]),
+        torch.where(where, first[1], second[1]),
+        torch.where(image, first[2], second[2]),
+    )
+
+
+def _evaluate(loss_per_row: LossPerRow, x: Images) -> tuple[Losses, Images]:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        loss = loss_per_row(leaf)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss.detach(), gradient.nan_to_num()  # a distance of zero has no gradient
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """Iterations after which step sizes are reviewed: periods of 22 % of the budget, shrinking by 3 % down to 6 %."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return {math.ceil(share * steps) for share in shares[1:] if share < 1}
+
+
+def _per_image(row_values: Tensor) -> Tensor:
+    return row_values[:, None, None, None]
+
+
+def _length(x: Images) -> Tensor:
+    """Euclidean length of each image, [N 1 1 1], never zero."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return length.clamp_min(_TINY)

@@ -1,0 +1,94 @@
+"""What an attack is, what it may ask of a view, and how rows are packed for those that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from hpm_robustbench.shapes import Images, Labels, Logits, Mask
+from hpm_robustbench.threat import ThreatModel
+
+Parameter = int | float | str
+
+
+@runtime_checkable
+class View(Protocol):
+    """A differentiable surrogate of the classifier on trial.
+
+    ``row_independent`` promises that the logits of one image ignore every other image of the call.
+    """
+
+    name: str
+    row_independent: bool
+
+    def __call__(self, x: Images) -> Logits:
+        """Logits of the surrogate, differentiable, in a tensor that the caller may write into."""
+        ...
+
+    def target_logits(self, x: Images) -> Logits:
+        """Logits of the true target, without gradients; attacks use them only to choose among their own iterates."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A search for adversarial images within a threat model; it never says whether it succeeded.
+
+    ``requires_row_independence`` says that it drops and repacks rows, so that a batch-coupled view would answer it a
+    different question each time.
+    """
+
+    search: Callable[..., Images]
+    requires_row_independence: bool
+
+    def __call__(
+        self,
+        view: View,
+        x: Images,
+        y: Labels,
+        active: Mask,
+        threat: ThreatModel,
+        seed: int,
+        batch_size: int,
+        **parameters: Parameter,
+    ) -> Images:
+        """Candidate images [N C H W].
+
+        ``active`` marks the rows whose label is to be changed. On a row-independent view the other rows come back
+        as they are; on a batch-coupled one every row of a batch is the attacker's to move.
+        """
+        return self.search(view, x, y, active, threat, seed, batch_size, **parameters)
+
+
+def packed(attack_batch: Callable[..., Images]) -> Attack:
+    """An attack that sees only active rows, in consecutive full batches, and starts from the same seed in each.
+
+    ``attack_batch(view, x, y, threat, seed, **parameters)`` answers for one batch of active rows.
+    """
+
+    def search(
+        view: View,
+        x: Images,
+        y: Labels,
+        active: Mask,
+        threat: ThreatModel,
+        seed: int,
+        batch_size: int,
+        **parameters: Parameter,
+    ) -> Images:
+        x_adv = x.clone()
+        with torch.no_grad():
+            for rows in torch.split(active.nonzero().squeeze(1), batch_size):
+                if len(rows):  # splitting nothing yields one empty batch
+                    x_adv[rows] = attack_batch(view, x[rows], y[rows], threat, seed, **parameters)
+        return x_adv
+
+    return Attack(search, requires_row_independence=True)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU: one stream for every device, and nobody else's is touched."""
+    return torch.Generator().manual_seed(seed)

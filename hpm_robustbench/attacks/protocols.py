@@ -1,0 +1,62 @@
+"""Named protocols: which attacks meet which views. Data only; no torch."""
+
+from __future__ import annotations
+
+from hpm_robustbench.errors import BatchCoupled, UnknownName
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Step
+from hpm_robustbench.threat import Batching
+
+COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""Standard AutoAttack, in its own order."""
+
+_TRANSFERRED = ("apgd-ce", "apgd-t")
+"""Cheapest first, so that the dearer one meets fewer rows."""
+
+
+def standard(target: str) -> tuple[Step, ...]:
+    """Standard AutoAttack on the target itself: ``base``, or a row-independent ``hpm``."""
+    return tuple(Step(target, attack, AUTOATTACK) for attack in COMPONENTS)
+
+
+def msa(batching: Batching) -> tuple[Step, ...]:
+    """The Mixed Surrogate Attack on an HPM classifier: attacks made for it, then transfer from its surrogates.
+
+    Where rows are independent, it contains standard AutoAttack on the classifier itself.
+    """
+    if batching.row_independent:
+        own = (*standard("hpm"), Step("hpm", "conjunction", MSA))
+        return own + _transfer("fc", "l2", "soft", "base")
+    joint = (
+        Step("hpm", "joint", MSA, {"loss": "ce"}),
+        Step("hpm", "joint", MSA, {"loss": "dlr"}),
+        Step("hpm", "joint", MSA, {"loss": "targeted", "target_rank": 2}),
+        Step("soft", "joint", MSA, {"loss": "ce"}),
+        Step("soft", "joint", MSA, {"loss": "dlr"}),
+    )
+    return joint + _transfer("fc", "l2", "base")
+
+
+def find_protocol(name: str, target: str, batching: Batching) -> tuple[Step, ...]:
+    """The steps of a protocol against ``base`` or ``hpm``; every protocol asks of a base model standard AutoAttack.
+
+    Raises:
+        UnknownName: no such protocol.
+        BatchCoupled: standard AutoAttack on a classifier whose rows depend on each other.
+    """
+    if name not in ("standard", "msa"):
+        raise UnknownName("protocol", name, ["standard", "msa"])
+    if target == "base":
+        return standard(target)
+    if name == "msa":
+        return msa(batching)
+    if not batching.row_independent:
+        raise BatchCoupled(
+            wanted="standard AutoAttack on a classifier that answers each image independently",
+            got=f"batching {batching.value}",
+            next_step="use the protocol msa, or batching solo or reference",
+        )
+    return standard(target)
+
+
+def _transfer(*views: str) -> tuple[Step, ...]:
+    return tuple(Step(view, attack, MSA) for attack in _TRANSFERRED for view in views)
