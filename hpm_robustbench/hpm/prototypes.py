@@ -94,9 +94,10 @@ def _joint(z: Tensor, w: Tensor, include_self: bool) -> tuple[Tensor, Tensor, Te
     sums, counts = w.T @ z, w.sum(dim=0)
     if include_self:
         return sums, counts, (1 - w).prod(dim=0)
-    own = torch.eye(len(z), dtype=torch.bool, device=z.device).unsqueeze(2)
-    lacking = (1 - w).unsqueeze(0).masked_fill(own, 1).prod(dim=1)
-    return sums - w.unsqueeze(2) * z.unsqueeze(1), counts - w, lacking
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    lacking = (1 - w).unsqueeze(0).masked_fill(own.unsqueeze(2), 1).prod(dim=1)
+    counts_of_others = (~own).to(w.dtype) @ w  # counts - w may round to 0 beside a soft member who is still present
+    return sums - w.unsqueeze(2) * z.unsqueeze(1), counts_of_others, lacking
 
 
 def _per_row(z: Tensor, w: Tensor, include_self: bool, reference: Reference | None) -> tuple[Tensor, Tensor, Tensor]:
