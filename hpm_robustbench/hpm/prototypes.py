@@ -119,7 +119,8 @@ def mix(dataset: ClassPrototypes, batch: Batch, beta: Tensor, config: HPMConfig,
     exists = batch.present > 0
     counts = torch.where(exists, batch.counts, 1.0)
     means = torch.where(exists.unsqueeze(-1), batch.sums, 0.0) / counts.unsqueeze(-1)
-    weight = beta * counts / (counts + config.kappa) * batch.present
+    n = counts.detach() if is_hard(config) else counts  # the formula's n_c is an integer without gradient
+    weight = beta * n / (n + config.kappa) * batch.present
     prototypes = dataset + weight.unsqueeze(-1) * (means - dataset)
     if config.absent == "carry":
         prototypes = prototypes + (beta * (1 - batch.present)).unsqueeze(-1) * (carried - dataset)
