@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zipfile
@@ -33,11 +34,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     when all of them begin so.
 
     Raises:
-        UsageProblem: there is no such file.
+        UsageProblem: there is no such file, or it may not be read.
         IntegrityError: it is truncated, damaged, foreign, holds more than tensors, or has to run code to be read.
     """
-    if not path.is_file():
-        raise UsageProblem(wanted=f"a weights file at {path}", got="no such file", next_step="check the path")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UsageProblem(wanted=f"a weights file at {path}", got="no readable file", next_step="check the path")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _without_prefixes(_unwrap(content, path))
 

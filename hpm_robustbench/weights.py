@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -55,10 +56,12 @@ class GoogleDrive:
         from gdown.exceptions import FileURLRetrievalError  # noqa: PLC0415
 
         url = self._address.format(quote(source_id, safe=""))
-        try:
-            gdown.download(url=url, output=str(destination), quiet=not sys.stderr.isatty(), use_cookies=False)
-        except FileURLRetrievalError as error:
-            raise ConnectionError(" ".join(str(error).split())) from error
+        # Given a path instead, gdown would not close its temporary file when a transfer breaks off.
+        with destination.open("wb") as stream:
+            try:
+                gdown.download(url=url, output=stream, quiet=not sys.stderr.isatty(), use_cookies=False)
+            except FileURLRetrievalError as error:
+                raise ConnectionError(" ".join(str(error).split()).rstrip(".")) from error
 
 
 class Web:
@@ -94,9 +97,10 @@ def load_weights(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = Non
         HpmBenchError: see ``build``, ``locate``, ``read_state_dict`` and ``load_into``.
     """
     paths = locate(spec, model_dir, fetcher)
+    states = [read_state_dict(path) for path in paths]
     model = build(spec)
-    for part, path in zip(_parts(model, len(paths)), paths, strict=True):
-        load_into(part, read_state_dict(path), str(path))
+    for part, state, path in zip(_parts(model, len(paths)), states, paths, strict=True):
+        load_into(part, state, str(path))
     return Loaded(model, tuple(map(_sha256, paths)))
 
 
@@ -122,9 +126,9 @@ def locate(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None) -> 
             if not path.exists():
                 _download(fetcher or _FETCHERS[reference.source], reference.source, locator, path)
     for path in paths:
-        if not path.is_file():
+        if not path.is_file() or not os.access(path, os.R_OK):
             raise UsageProblem(
-                wanted=f"the weights of {spec.name} at {path}", got="no such file", next_step="check the path"
+                wanted=f"the weights of {spec.name} at {path}", got="no readable file", next_step="check the path"
             )
     for path, sha256 in zip(paths, reference.sha256, strict=False):
         if _sha256(path) != sha256:
