@@ -78,7 +78,7 @@ def _importable(name: str) -> bool:
 
 
 def _declare_torchvision_operators() -> None:
-    import torch  # noqa: PLC0415 - this module must be importable without torch
+    import torch
 
     for operator in ("nms", "qnms"):
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

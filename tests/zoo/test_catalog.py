@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpm_robustbench.errors import UnknownName, UsageProblem
+from hpm_robustbench.threat import Norm, ThreatModel
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL
+from hpm_robustbench.zoo.catalog import Catalog, catalog
+from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
+
+
+def spec(name: str, dataset: str = "cifar10", norm: str = "Linf", eps: str = "8/255") -> ModelSpec:
+    return ModelSpec(name, dataset, ThreatModel.parse(norm, eps), "python:nets:one", WeightsRef("file", ("x.pt",)))
+
+
+TRACKS = st.tuples(st.sampled_from("ABC"), st.sampled_from(["cifar10", "digits"]), st.sampled_from(["Linf", "L2"]))
+
+
+@given(st.sets(TRACKS), st.sampled_from([None, "cifar10", "digits"]), st.sampled_from([None, *Norm]))
+def test_every_model_is_found_on_its_own_track_and_listed_in_order(keys, dataset, norm):
+    whole = Catalog(spec(*key) for key in keys)
+    for name, its_dataset, its_norm in keys:
+        found = whole.find(name, its_dataset, Norm(its_norm))
+        assert (found.name, found.dataset, found.threat.norm) == (name, its_dataset, its_norm)
+    listed = [(s.dataset, s.threat.norm.value, s.name) for s in whole.specs(dataset, norm)]
+    wanted = [(d, n, name) for name, d, n in keys if dataset in (None, d) and norm in (None, n)]
+    assert listed == sorted(wanted)
+
+
+def test_the_same_name_twice_on_a_track_is_refused_even_with_another_budget():
+    with pytest.raises(UsageProblem, match="one model called A on cifar10 Linf"):
+        Catalog([spec("A"), spec("B"), spec("A", eps="4/255")])
+
+
+def test_robustbenchs_defaults_decide_between_tracks():
+    whole = Catalog([spec("A"), spec("A", "cifar100"), spec("A", norm="L2", eps="0.5")])
+    assert whole.find("A") == spec("A")
+    assert whole.find("A", norm=Norm.L2).threat.norm is Norm.L2
+    assert whole.find("A", dataset="cifar100").dataset == "cifar100"
+
+
+def test_several_tracks_without_the_default_are_listed():
+    whole = Catalog([spec("A", "cifar100"), spec("A", "imagenet")])
+    with pytest.raises(UsageProblem, match="cifar100 Linf, imagenet Linf") as caught:
+        whole.find("A")
+    assert caught.value.exit_code == 2
+
+
+def test_a_track_the_model_is_not_on():
+    with pytest.raises(UsageProblem, match=r"A on imagenet L2; got a model of cifar10 Linf"):
+        Catalog([spec("A")]).find("A", "imagenet", Norm.L2)
+
+
+def test_an_unknown_name_shows_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean Carmon2019Unlabeled") as caught:
+        catalog().find("carmon2019unlabelled")
+    assert caught.value.exit_code == 2
+
+
+def test_nothing_can_be_added_after_the_start():
+    listed = catalog().specs()
+    assert isinstance(listed, tuple)
+    assert catalog() is catalog()
+    with pytest.raises(AttributeError):
+        listed.append(spec("A"))
+
+
+def test_all_sources_are_in():
+    whole = catalog()
+    assert len(whole.specs()) == 166
+    assert whole.find(DIGITS_MODEL).dataset == "digits"
+    assert whole.find("Standard").dataset == "cifar10"
+    assert len(whole.specs("cifar100", Norm.LINF)) == 38

@@ -1,0 +1,88 @@
+"""The committed index against the RobustBench, timm and torchvision that are installed."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from hpm_robustbench.robustbench_compat import import_robustbench, import_torchvision
+from hpm_robustbench.threat import Norm
+from hpm_robustbench.zoo.from_robustbench import read_index, robustbench_specs
+
+INDEX = {(entry["dataset"], entry["threat"], entry["name"]): entry for entry in read_index()}
+
+
+@pytest.fixture(scope="module")
+def installed():
+    import_robustbench()
+    from robustbench.model_zoo import model_dicts
+
+    return {
+        (dataset.value, threat.value, name): entry
+        for dataset, threats in model_dicts.items()
+        for threat, models in threats.items()
+        for name, entry in models.items()
+    }
+
+
+def test_same_entries_as_the_installed_robustbench(installed):
+    assert len(INDEX) == 206
+    assert set(INDEX) == set(installed)
+
+
+def test_same_google_drive_ids(installed):
+    theirs = {key: entry["gdrive_id"] for key, entry in installed.items()}
+    ours = {key: entry.get("gdrive") for key, entry in INDEX.items()}
+    assert ours == {key: [ids] if ids and isinstance(ids, str) else ids or None for key, ids in theirs.items()}
+
+
+def test_same_preprocessing_where_robustbench_states_one(installed):
+    stated = {key: entry["preprocessing"] for key, entry in installed.items() if "preprocessing" in entry}
+    ours = {key: entry["preprocessing"] for key, entry in INDEX.items() if "preprocessing" in entry}
+    assert stated.items() <= ours.items()
+    assert {key for key in ours if key not in stated} == {key for key in ours if ours[key] == "timm"}
+
+
+def test_upstream_addresses_are_those_of_timm_and_torchvision(installed):
+    import_torchvision()
+    import timm
+    from torchvision.models import ResNet50_Weights
+
+    for (dataset, threat, name), entry in INDEX.items():
+        if "upstream" not in entry:
+            continue
+        registered = f"{name}_{dataset}_{threat}".lower().replace("-", "_")
+        if timm.is_model(registered):
+            assert entry["upstream"] == timm.get_pretrained_cfg(registered).url
+        else:
+            assert name == "Standard_R50"
+            assert entry["upstream"] == ResNet50_Weights.IMAGENET1K_V1.url
+
+
+def test_one_sorted_line_for_each_entry():
+    lines = files("hpm_robustbench.zoo").joinpath("robustbench.json").read_text(encoding="utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("[", "]")
+    entries = [json.loads(line.removesuffix(",")) for line in lines[1:-1]]
+    assert entries == read_index()
+    assert [(e["dataset"], e["threat"], e["name"]) for e in entries] == sorted(INDEX)
+
+
+def test_every_lp_entry_becomes_a_spec_and_no_corruption_does():
+    specs = robustbench_specs()
+    assert len(specs) == 165
+    assert sum(spec.threat.norm is Norm.L2 for spec in specs) == 21
+    assert {(s.dataset, s.threat.norm.value, s.name) for s in specs} == {k for k in INDEX if k[1] != "corruptions"}
+    assert all(spec.paper.title and spec.paper.link and spec.paper.license != "unknown" for spec in specs)
+
+
+def test_the_facts_of_a_well_known_entry():
+    [carmon] = [spec for spec in robustbench_specs() if spec.name == "Carmon2019Unlabeled"]
+    assert str(carmon.threat) == "Linf 8/255"
+    assert carmon.factory == "robustbench:cifar10/Linf/Carmon2019Unlabeled"
+    assert str(carmon.weights) == "gdrive:15tUx-gkZMYx7BfEOw1GY5OKC-jECIsPQ"
+    assert carmon.weights.cache == "cifar10/Linf/Carmon2019Unlabeled.pt"
+    assert carmon.head.path == "fc"
+    assert (carmon.paper.clean_acc, carmon.paper.autoattack_acc) == ("89.69", "59.53")
+    assert (carmon.paper.venue, carmon.paper.additional_data) == ("NeurIPS 2019", True)
