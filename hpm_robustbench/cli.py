@@ -68,7 +68,7 @@ def cli(quiet: bool) -> None:
     multiple=True,
     default=("solo", "joint"),
     show_default=True,
-    help="How HPM is deployed; may be repeated.",
+    help="How HPM is deployed; may be repeated. SOLO is always tried.",
 )
 @click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
 @click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from hpm_robustbench.attacks.protocols import msa, standard
+from hpm_robustbench.attacks.protocols import find_protocol
 from hpm_robustbench.data import DataSource, ExampleSet, open_dataset
 from hpm_robustbench.errors import InvalidInput, UsageProblem
-from hpm_robustbench.evaluation.runner import run, state_sha256
+from hpm_robustbench.evaluation.runner import run, state_sha256, subject_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import write_card
-from hpm_robustbench.ledger.plan import Examples, Plan, Step
+from hpm_robustbench.ledger.plan import Examples, Plan
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.threat import Batching
@@ -36,7 +37,8 @@ class RunOptions:
 
     Attributes:
         n_ex: test images, the first of the split; at most all of them.
-        batchings: ways in which the HPM classifier is deployed, each with a trial of its own.
+        batchings: ways in which the HPM classifier is deployed, each with a trial of its own; SOLO, the headline,
+            is always among them.
         batch_size: images an attack works on together; part of what makes a result reproducible.
         joint_size: images answered together under JOINT.
         seed: of every random choice.
@@ -141,38 +143,46 @@ def _examples(source: DataSource, n_ex: int) -> tuple[ExampleSet, ExampleSet]:
 def _trials(
     spec: ModelSpec, wrapped: Wrapped, training: ExampleSet, test: ExampleSet, options: RunOptions
 ) -> Sequence[tuple[Plan, Subject]]:
-    """The base model under AutoAttack, then the HPM classifier under MSA at each batching."""
+    """The base model under AutoAttack, then the HPM classifier under MSA at each batching, SOLO always included."""
     base = Subject(wrapped.classifier, wrapped.base, "base")
-    trials = [(_plan(spec, base, Batching.SOLO, "standard", standard("base"), test, options), base)]
-    for batching in options.batchings:
-        reference = training.images[:_REFERENCE_IMAGES] if batching is Batching.REFERENCE else None
-        if reference is not None:
-            reference = reference.to(wrapped.classifier.prototypes.device)
-        hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
-        trials.append((_plan(spec, hpm, batching, "msa", msa(batching), test, options), hpm))
+    trials = [(_plan(spec, base, Batching.SOLO, {}, test, options), base)]
+    for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
+        defence = options.defence.to_json()
+        images = None
+        if batching is Batching.REFERENCE:
+            reference = _evenly_spaced(training, _REFERENCE_IMAGES)
+            defence["reference"] = reference.fingerprint
+            images = reference.images.to(wrapped.classifier.prototypes.device)
+        hpm = Subject(wrapped.classifier.with_batching(batching, images), wrapped.base, "hpm")
+        trials.append((_plan(spec, hpm, batching, defence, test, options), hpm))
     return trials
+
+
+def _evenly_spaced(examples: ExampleSet, n: int) -> ExampleSet:
+    """About ``n`` examples of every part of a set, which may be sorted by class."""
+    return examples.take(range(0, len(examples), max(1, len(examples) // n))[:n])
 
 
 def _plan(
     spec: ModelSpec,
     subject: Subject,
     batching: Batching,
-    protocol: str,
-    steps: tuple[Step, ...],
+    defence: dict[str, Any],
     test: ExampleSet,
     options: RunOptions,
 ) -> Plan:
     batch_size = options.joint_size if batching is Batching.JOINT else options.batch_size
+    protocol = "standard" if subject.target == "base" else "msa"
     return Plan(
         model=spec.name,
         target=subject.target,
         batching=batching,
         threat=spec.threat,
         protocol=protocol,
-        steps=steps,
+        steps=find_protocol(protocol, subject.target, batching),
         examples=Examples(test.dataset.name, test.split, test.fingerprint, len(test)),
-        state_sha256=state_sha256(subject.classifier, subject.base),
-        defence=options.defence.to_json() if subject.target == "hpm" else {},
+        state_sha256=subject_sha256(subject),
+        defence=defence,
         software={
             "torch": version("torch"),
             "pyautoattack": version("pyautoattack"),

@@ -36,6 +36,11 @@ def state_sha256(*modules: nn.Module) -> str:
     return hasher.hexdigest()
 
 
+def subject_sha256(subject: Subject) -> str:
+    """Hash of what a trial of the subject depends on: a base model's own state, or the classifier's and the base's."""
+    return state_sha256(*((subject.base,) if subject.target == "base" else (subject.classifier, subject.base)))
+
+
 def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environment: dict[str, str]) -> RunRecord:
     """Carry out what of ``plan`` is not yet written, and return the whole record.
 
@@ -59,7 +64,7 @@ def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environm
     with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
         for index, rows in enumerate(shards):
             _Shard(plan, subject, examples, index, rows).run(journal, progress)
-    if state_sha256(subject.classifier, subject.base) != plan.state_sha256:
+    if subject_sha256(subject) != plan.state_sha256:
         raise InvalidInput(
             wanted="a model whose weights and buffers stay as they are while it is attacked",
             got="a changed state; the results of this run do not describe one model",
