@@ -92,6 +92,13 @@ class HpmBench(Block):
         """The evaluation of a target in a batching, if there is one."""
         return next((e for e in self.evaluations if (e.target, e.batching) == (target, batching)), None)
 
+    @property
+    def headline(self) -> Evaluation:
+        """HPM SOLO, with AutoAttack; every card has it."""
+        solo = self.evaluation("hpm", Batching.SOLO)
+        assert solo is not None
+        return solo
+
     def verdict(self, batching: Batching) -> Verdict | None:
         """The verdict on a batching, if the base model was evaluated too."""
         return next((v for v in self.verdicts if v.batching is batching), None)

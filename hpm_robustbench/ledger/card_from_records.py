@@ -48,7 +48,7 @@ def build_card(
         bench = HpmBench(
             schema_version=SCHEMA_VERSION,
             model_id=spec.name,
-            base_model=spec.name,
+            base_model=spec.name.removesuffix(f"_eps{spec.threat.eps.text.replace('/', '-')}"),
             factory=spec.factory,
             license=spec.paper.license,
             weights=_weights(spec.weights, weights_sha256),
@@ -102,7 +102,7 @@ def _card(spec: ModelSpec, bench: HpmBench) -> ModelCard:
         venue=paper.venue,
         architecture=paper.architecture,
         reported="",  # nobody has reported a number for the wrapped model; the base model's are in hpm_bench
-        footnote=f"{spec.name} wrapped with HPM. {NOTICE}",
+        footnote=f"{bench.base_model} wrapped with HPM. {NOTICE}",
         hpm_bench=bench,
         **mirrors,
     )

@@ -13,7 +13,6 @@ from pydantic.json_schema import SkipJsonSchema
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench
 from hpm_robustbench.ledger.card_evaluation import PercentText
-from hpm_robustbench.threat import Batching
 
 
 def _drop_default(schema: dict[str, Any]) -> None:
@@ -76,8 +75,7 @@ class ModelCard(BaseModel):
 
 def robustbench_view(bench: HpmBench) -> dict[str, Any]:
     """What ``hpm_bench`` means in RobustBench's keys; ``external`` is None where AutoAttack's number is the lowest."""
-    solo = bench.evaluation("hpm", Batching.SOLO)
-    assert solo is not None
+    solo = bench.headline
     assert solo.autoattack is not None
     stronger = solo.robust.count < solo.autoattack.count
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, TypeAlias
 
 from scipy.stats import binomtest
@@ -22,6 +23,7 @@ class Proportion:
     high: float
 
 
+@cache
 def proportion(count: int, n: int) -> Proportion:
     """Percentage with a 95 % Wilson score interval (Wilson 1927)."""
     interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")

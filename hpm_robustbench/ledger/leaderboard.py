@@ -1,0 +1,104 @@
+"""Build the board: every page and file follows from the model cards alone, byte for byte.
+
+leaderboard/index.html
+leaderboard/<dataset>/<threat>/<Model>.html
+leaderboard/style.css, leaderboard.json, leaderboard.csv
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hpm_robustbench.errors import Drift, InvalidInput
+from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.model_card import card_path, read_card
+from hpm_robustbench.ledger.pages import GENERATOR, render_index, render_model, render_style
+from hpm_robustbench.ledger.rows import tracks
+
+INDEX = "index.html"
+_PAGES = "*/*/*.html"
+
+
+def build(cards_dir: Path, out: Path) -> Path:
+    """Write the board of all cards below ``cards_dir`` into ``out`` and return its index page.
+
+    Pages of models that have no card any more are removed; files of other makers are left alone.
+
+    Raises:
+        InvalidInput: a card breaks its contract; nothing was written.
+        StorageProblem: ``out`` cannot be written.
+    """
+    files = render(cards_dir)
+    for name, content in files.items():
+        write_atomic(out / name, content)
+    for page in sorted(out.glob(_PAGES)):
+        if page.relative_to(out).as_posix() not in files and _is_ours(page):
+            page.unlink()
+    return out / INDEX
+
+
+def check(cards_dir: Path, out: Path) -> None:
+    """Compare the board in ``out`` with the one that the cards below ``cards_dir`` give.
+
+    Raises:
+        Drift: names the files that differ, are missing, or do not belong there.
+        InvalidInput: a card breaks its contract.
+    """
+    wanted = {name: content.encode() for name, content in render(cards_dir).items()}
+    found = {path.relative_to(out).as_posix(): path for path in out.rglob("[!.]*") if path.is_file()}
+    faults = {
+        "differing": [name for name in wanted if name in found and found[name].read_bytes() != wanted[name]],
+        "missing": [name for name in wanted if name not in found],
+        "extra": [name for name in found if name not in wanted],
+    }
+    if any(faults.values()):
+        raise Drift(
+            wanted=f"{out} to be the board of {cards_dir}",
+            got="; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in faults.items() if names),
+            next_step="build the board again and look at what changed",
+        )
+
+
+def render(cards_dir: Path) -> dict[str, str]:
+    """Every file of the board by its name; the index comes last, so that it never names a page that is not there."""
+    board = tracks(_load(cards_dir))
+    lines = [row.flat() for track in board for row in track.rows]
+    pages = {row.page: render_model(row, track) for track in board for row in track.rows}
+    return {
+        "style.css": render_style(),
+        **pages,
+        "leaderboard.json": json.dumps({"rows": lines}, indent=2, allow_nan=False) + "\n",
+        "leaderboard.csv": _csv(lines),
+        INDEX: render_index(board),
+    }
+
+
+def _load(cards_dir: Path) -> list[ModelCard]:
+    cards = {path: read_card(path) for path in sorted(cards_dir.glob("*/*/*.json"))}
+    for path, card in cards.items():
+        if card.hpm_bench is None or card_path(card, cards_dir) != path:
+            raise InvalidInput(
+                wanted=f"{path} to hold the card of that dataset, threat model and model",
+                got="a plain RobustBench entry" if card.hpm_bench is None else str(card_path(card, Path())),
+                next_step="move it to its place, or out of the cards' folder",
+            )
+    return list(cards.values())
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    cells = [{column: _defused(cell) for column, cell in line.items()} for line in lines]
+    return str(pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n"))
+
+
+def _defused(cell: Any) -> Any:
+    """A spreadsheet runs a cell that begins like a formula; a leading apostrophe keeps it text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in set("=+-@") else cell
+
+
+def _is_ours(page: Path) -> bool:
+    return f'<meta name="generator" content="{GENERATOR}">'.encode() in page.read_bytes()

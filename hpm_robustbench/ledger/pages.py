@@ -1,0 +1,93 @@
+"""Rows become HTML. Cards are hostile text: everything is escaped, and only web and mail addresses become links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hpm_robustbench.ledger.card_bench import RULE, HpmBench
+from hpm_robustbench.ledger.card_evaluation import Evaluation
+from hpm_robustbench.ledger.card_from_records import NOTICE
+from hpm_robustbench.ledger.rows import Row, Track
+
+GENERATOR = "hpm-bench leaderboard"
+"""How a page says who made it."""
+_ADDRESS = re.compile(r"(https?://|mailto:)[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
+
+
+def render_index(tracks: Sequence[Track]) -> str:
+    """The board: one table per track."""
+    return _environment().get_template("index.html").render(tracks=tracks, root="")
+
+
+def render_model(row: Row, track: Track) -> str:
+    """The page of one model."""
+    return _environment().get_template("model.html").render(row=row, track=track, root="../../")
+
+
+def render_style() -> str:
+    """The style sheet, which every page shares."""
+    return _environment().get_template("style.css").render()
+
+
+def web_address(text: str) -> str:
+    """``text`` if a browser may follow it, else nothing; escaping alone leaves ``javascript:`` alive."""
+    return text if _ADDRESS.fullmatch(text) else ""
+
+
+def p_value(value: float) -> str:
+    """``p = 0.032``, or ``p < 0.001``."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def label(evaluation: Evaluation) -> str:
+    """What was evaluated, in the words of the board."""
+    return "Base model" if evaluation.target == "base" else f"HPM {evaluation.batching.name}"
+
+
+def command(bench: HpmBench) -> str:
+    """The command that repeats the evaluations of a card, one line per group of options."""
+    solo = bench.headline
+    lines = [
+        ["hpm-bench", "run", *_model_options(bench)],
+        ["--dataset", solo.dataset, "--threat_model", solo.threat.norm.value, "--eps", solo.threat.eps],
+        ["--n_ex", str(solo.n), "--batch_size", str(solo.batch_size), "--seed", str(solo.seed)],
+        [part for e in bench.evaluations if e.target == "hpm" for part in _batching_options(e)],
+        [part for knob, value in sorted(bench.defence.items()) for part in ("--hpm", f"{knob}={_knob(value)}")],
+    ]
+    return " \\\n  ".join(shlex.join(line) for line in lines if line)
+
+
+def _model_options(bench: HpmBench) -> list[str]:
+    if not bench.weights.source.startswith("file:"):
+        return ["--model", bench.base_model]
+    factory, weights = bench.factory.removeprefix("python:"), bench.weights.source.removeprefix("file:")
+    return ["--factory", factory, "--name", bench.model_id, "--weights", weights]
+
+
+def _batching_options(evaluation: Evaluation) -> list[str]:
+    size = ["--joint-size", str(evaluation.batch_size)] if evaluation.batch_per_class else []
+    return ["--batching", evaluation.batching.value, *size]
+
+
+def _knob(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("hpm_robustbench.ledger", "site"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command)
+    environment.globals.update(rule=RULE, notice=NOTICE, generator=GENERATOR)
+    return environment

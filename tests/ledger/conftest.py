@@ -1,0 +1,196 @@
+"""Finished runs as a real trial leaves them: seven attacks alone, four on whole batches, three targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpm_robustbench.ledger.model_card import ModelCard, build_card
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
+from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
+from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
+
+N = 400
+COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+NOTES = {"prototypes": "class means of all 50,000 training images, in evaluation mode"}
+
+
+def steps_of(target: str, batching: Batching) -> tuple[Step, ...]:
+    alone = tuple(Step(target, name, AUTOATTACK) for name in COMPONENTS)
+    if target == "base":
+        return alone
+    if batching is Batching.SOLO:
+        added = (Step("fc", "apgd-t", MSA), Step("base", "apgd-t", MSA), Step("hpm", "conjunction", MSA))
+        return alone + added
+    ce, dlr = {"loss": "ce"}, {"loss": "dlr"}
+    views = (("hpm", ce), ("soft", ce), ("soft", dlr), ("frozen", dlr))
+    return tuple(Step(view, "apgd-joint", MSA, parameters) for view, parameters in views)
+
+
+def run_steps(plan: Plan, clean: float, strengths: list[float], flags: dict[str, list[str]], seed: int):
+    """Give every image a hardness in [0, 1]; a step of strength s breaks the images below s, give or take some luck."""
+    rng = np.random.default_rng(seed)
+    hardness, right = rng.random(N), rng.random(N) < clean
+    alive, rows = right.copy(), tuple(range(N))
+    luck = 0.15 if plan.batching is Batching.JOINT else 0.02
+    nothing = (None,) * N
+    first = tuple(int(Verdict.STANDING if ok else Verdict.CLEAN_WRONG) for ok in right)
+    yield StepResult(CLEAN, rows, first, nothing, nothing, N, 0, tuple(flags.get(CLEAN, ())))
+    for step, strength in zip(plan.steps, strengths, strict=True):
+        met = np.ones(N, bool) if plan.batching is Batching.JOINT else alive
+        broken = met & ~(right & (hardness >= strength + luck * rng.random(N)))
+        verdict = np.where(broken, Verdict.BROKEN, np.where(met, Verdict.STANDING, Verdict.SKIPPED))
+        forward, backward = 100 * int(met.sum()), 0 if step.attack == "square" else 100 * int(met.sum())
+        yield StepResult(
+            step.name,
+            rows,
+            tuple(verdict.tolist()),
+            nothing,
+            nothing,
+            forward,
+            backward,
+            tuple(flags.get(step.name, ())),
+        )
+        alive &= ~broken
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., RunRecord]:
+    def make(spec, target, batching, *, clean, strengths, flags=None, seed=0) -> RunRecord:
+        plan = Plan(
+            model=spec.name,
+            target=target,
+            batching=batching,
+            threat=spec.threat,
+            protocol="standard" if target == "base" else "msa",
+            steps=steps_of(target, batching),
+            examples=Examples(spec.dataset, "test", "5e" * 32, N),
+            state_sha256="ab" * 32,
+            defence={} if target == "base" else {"beta": 0.5, "tau": "fit", "distance": "squared"},
+            software={"torch": "2.13.0", "device": "cpu"},
+            seed=0,
+            batch_size=128 if batching is Batching.JOINT else 100,
+            shard_size=256 if batching is Batching.JOINT else 100,
+        )
+        results = tuple(run_steps(plan, clean, strengths, flags or {}, seed))
+        return RunRecord(plan, results, {"python": "3.11", "platform": "Linux x86_64"})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def spec() -> ModelSpec:
+    return ModelSpec(
+        name="resnet4b_linf2",
+        dataset="cifar10",
+        threat=ThreatModel.parse("Linf", "2/255"),
+        factory="python:models:resnet4b",
+        weights=WeightsRef("file", ("/home/someone/weights/resnet4b.pth",), ("0f" * 32,)),
+        paper=Paper(
+            title="Efficient neural network robustness certification",
+            authors="Ada Lovelace, Émilie du Châtelet",
+            venue="NeurIPS 2021",
+            link="https://example.org/paper",
+            architecture="ResNet-4b",
+            license="BSD-3-Clause",
+            clean_acc="77.20",
+            autoattack_acc="59.53",
+            reported="null",
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def records(make_record, spec) -> list[RunRecord]:
+    """HPM looks better under AutoAttack alone, is broken by MSA, and loses more in joint batches."""
+    base = make_record(spec, "base", Batching.SOLO, clean=0.77, strengths=[0.19, 0.21, 0.18, 0.15])
+    solo = make_record(
+        spec,
+        "hpm",
+        Batching.SOLO,
+        clean=0.77,
+        strengths=[0.12, 0.15, 0.12, 0.16, 0.19, 0.17, 0.22],
+        flags={"conjunction@hpm": ["returned images outside the threat model; they do not count"]},
+    )
+    joint = make_record(spec, "hpm", Batching.JOINT, clean=0.75, strengths=[0.18, 0.22, 0.2, 0.21])
+    return [base, solo, joint]
+
+
+@pytest.fixture(scope="session")
+def card(spec, records) -> ModelCard:
+    return build_card(spec, records, n_classes=10, notes=NOTES)
+
+
+@pytest.fixture(scope="session")
+def make_card(make_record) -> Callable[..., ModelCard]:
+    """A card of a model that only stands out by its name, budget and strength."""
+
+    def make(name, *, eps="2/255", dataset="cifar10", clean=0.8, base=0.3, hpm=0.3, paper=None) -> ModelCard:
+        spec = ModelSpec(
+            name=name,
+            dataset=dataset,
+            threat=ThreatModel.parse("Linf", eps),
+            factory=f"robustbench:{dataset}/Linf/{name}",
+            weights=WeightsRef("gdrive", ("1a2b3c",)),
+            paper=paper or Paper(title=f"The paper of {name}", venue="ICML 2020", architecture="WideResNet-28-10"),
+        )
+        runs = [
+            make_record(spec, "base", Batching.SOLO, clean=clean, strengths=[base, base, base - 0.05, base - 0.05]),
+            make_record(spec, "hpm", Batching.SOLO, clean=clean, strengths=[hpm, hpm, *[hpm - 0.05] * 5]),
+        ]
+        return build_card(spec, runs, n_classes=10, notes=NOTES)
+
+    return make
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with their attributes, visible text, header cells, the data block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.headers: list[str] = []
+        self.script = ""
+        self._words: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag == "th":
+            self.headers.append("")
+
+    def handle_data(self, data) -> None:
+        tag = self.tags[-1][0] if self.tags else ""
+        if tag == "script":
+            self.script += data
+        elif data.strip():
+            self._words.append(data.strip())
+            if tag == "th":
+                self.headers[-1] += data.strip()
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self._words).split())
+
+    @property
+    def ids(self) -> set[str]:
+        return {attributes["id"] for _, attributes in self.tags if "id" in attributes}
+
+    @property
+    def structure(self) -> list[tuple[str, tuple[str, ...]]]:
+        return [(tag, tuple(attributes)) for tag, attributes in self.tags]
+
+
+@pytest.fixture(scope="session")
+def read_html() -> Callable[[Path], Page]:
+    def read(path: Path) -> Page:
+        page = Page()
+        page.feed(path.read_text(encoding="utf-8"))
+        page.close()
+        return page
+
+    return read
