@@ -18,14 +18,17 @@ def standard(target: str) -> tuple[Step, ...]:
     return tuple(Step(target, attack, AUTOATTACK) for attack in COMPONENTS)
 
 
-def msa(batching: Batching) -> tuple[Step, ...]:
+def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     """The Mixed Surrogate Attack on an HPM classifier: attacks made for it, then transfer from its surrogates.
 
-    Where rows are independent, it contains standard AutoAttack on the classifier itself.
+    Where rows are independent, it contains standard AutoAttack on the classifier itself. Unless something was
+    fine-tuned, the FC head on its backbone *is* the original model (the split proves it, bit for bit), so the two
+    surrogates are one, listed as ``base``.
     """
+    linear = ("base", "fc", "l2") if fine_tuned else ("base", "l2")
     if batching.row_independent:
         own = (*standard("hpm"), Step("hpm", "conjunction", MSA))
-        return own + _transfer("fc", "l2", "soft", "base")
+        return own + _transfer(*linear, "soft")
     joint = (
         Step("hpm", "joint", MSA, {"loss": "ce"}),
         Step("hpm", "joint", MSA, {"loss": "dlr"}),
@@ -33,10 +36,10 @@ def msa(batching: Batching) -> tuple[Step, ...]:
         Step("soft", "joint", MSA, {"loss": "ce"}),
         Step("soft", "joint", MSA, {"loss": "dlr"}),
     )
-    return joint + _transfer("fc", "l2", "base")
+    return joint + _transfer(*linear)
 
 
-def find_protocol(name: str, target: str, batching: Batching) -> tuple[Step, ...]:
+def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     """The steps of a protocol against ``base`` or ``hpm``; every protocol asks of a base model standard AutoAttack.
 
     Raises:
@@ -48,7 +51,7 @@ def find_protocol(name: str, target: str, batching: Batching) -> tuple[Step, ...
     if target == "base":
         return standard(target)
     if name == "msa":
-        return msa(batching)
+        return msa(batching, fine_tuned)
     if not batching.row_independent:
         raise BatchCoupled(
             wanted="standard AutoAttack on a classifier that answers each image independently",
