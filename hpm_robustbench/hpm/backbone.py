@@ -42,10 +42,11 @@ def split(model: nn.Module, image_shape: tuple[int, int, int], n_classes: int, p
         logits, outputs = _watch_linears(model, probes[0])
         before = [model(probe) for probe in probes]
     candidates = {name: layer for name, layer in _linears(model).items() if layer.out_features == n_classes}
+    named = dict(model.named_modules(remove_duplicate=False)).get(path) if path else None
     heads = [
         name
-        for name in candidates
-        if (path is None or name == path) and name in outputs and torch.equal(outputs[name], logits)
+        for name, layer in candidates.items()
+        if (path is None or layer is named) and name in outputs and torch.equal(outputs[name], logits)
     ]
     if len(heads) != 1:
         raise _not_found(model, path, candidates, outputs, heads, n_classes)
@@ -81,11 +82,11 @@ def _watch_linears(model: nn.Module, x: Images) -> tuple[Tensor, dict[str, Tenso
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever a parent holds ``old``, aliases included."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)
+    """Put ``new`` under every name that ``old`` has."""
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if name and module is old]
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
 
 
 def _recompose(backbone: nn.Module, fc: nn.Linear, x: Images) -> Tensor | None:
