@@ -20,7 +20,6 @@ from torch import nn
 from hpm_robustbench.architectures import build
 from hpm_robustbench.errors import (
     DownloadFailed,
-    HpmBenchError,
     IntegrityError,
     InvalidInput,
     StorageProblem,
@@ -119,24 +118,16 @@ def locate(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None) -> 
     """
     reference = spec.weights
     paths = _places(reference, model_dir)
-    if reference.source in _FETCHERS:
-        if not reference.sha256:
-            paths = [_converted(path) for path in paths]
-        for locator, path in zip(reference.locators, paths, strict=True):
-            if not path.exists():
-                _download(fetcher or _FETCHERS[reference.source], reference.source, locator, path)
-    for path in paths:
-        if not path.is_file() or not os.access(path, os.R_OK):
+    hashes = reference.sha256 or ("",) * len(paths)
+    for locator, path, sha256 in zip(reference.locators, paths, hashes, strict=True):
+        if reference.source in _FETCHERS and not path.exists():
+            _download(fetcher or _FETCHERS[reference.source], locator, path, sha256)
+        elif not path.is_file() or not os.access(path, os.R_OK):
             raise UsageProblem(
                 wanted=f"the weights of {spec.name} at {path}", got="no readable file", next_step="check the path"
             )
-    for path, sha256 in zip(paths, reference.sha256, strict=False):
-        if _sha256(path) != sha256:
-            raise IntegrityError(
-                wanted=f"sha256 {sha256} of {path}",
-                got=_sha256(path),
-                next_step="remove that file and fetch it again; if it still differs, do not use it",
-            )
+        else:
+            _verify(path, sha256)
     return paths
 
 
@@ -148,13 +139,15 @@ def _places(reference: WeightsRef, model_dir: Path) -> list[Path]:
     if source == "file":
         return [Path(locator).expanduser() for locator in locators]
     if source == "upstream":
-        return [Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name for url in locators]
-    if source == "gdrive":
+        hub = Path(torch.hub.get_dir()) / "checkpoints"
+        originals = [hub / Path(urlsplit(url).path).name for url in locators]
+    elif source == "gdrive":
         single = model_dir / reference.cache
-        if len(locators) == 1:
-            return [single]
-        return [single.with_name(f"{single.name}_m{i}.pt") for i in range(len(locators))]
-    raise UnknownName("source of weights", source, ["file", "gdrive", "package", "upstream"])
+        several = [single.with_name(f"{single.name}_m{i}.pt") for i in range(len(locators))]
+        originals = several if len(locators) > 1 else [single]
+    else:
+        raise UnknownName("source of weights", source, ["file", "gdrive", "package", "upstream"])
+    return originals if reference.sha256 else [_converted(path) for path in originals]
 
 
 def _converted(path: Path) -> Path:
@@ -162,44 +155,54 @@ def _converted(path: Path) -> Path:
     return safe if safe.exists() else path
 
 
-def _download(fetcher: Fetcher, source: str, locator: str, path: Path) -> None:
+def _download(fetcher: Fetcher, locator: str, path: Path, sha256: str) -> None:
     """Fetch into a folder beside ``path``, read the file once, and only then give it its name."""
-    address = GOOGLE_DRIVE.format(locator) if source == "gdrive" else locator
-    by_hand = f"put the file at {path}, or its state dict at {path.with_suffix('.safetensors')}"
+    address = locator if "://" in locator else GOOGLE_DRIVE.format(locator)
+    by_hand = f"try again later, or put the file at {path}, or its state dict at {path.with_suffix('.safetensors')}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        quarantine = tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetching-")
-    except OSError as error:
-        raise _no_place(path, error) from error
-    with quarantine as folder:
-        fetched = Path(folder) / path.name
-        try:
-            fetcher.fetch(locator, fetched)
-            if not fetched.is_file():
-                raise ConnectionError("nothing arrived")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_place(path, error) from error
-            raise DownloadFailed(
-                wanted=address, got=f"{type(error).__name__}: {error}", next_step=f"try again later, or {by_hand}"
-            ) from error
-        try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetching-") as folder:
+            fetched = Path(folder) / path.name
+            _fetch(fetcher, locator, fetched)
+            _verify(fetched, sha256)
             read_state_dict(fetched)
-        except HpmBenchError as error:
-            raise IntegrityError(
-                wanted=f"a checkpoint from {address}",
-                got=f"{error.got}; it was not kept",
-                next_step=f"try again later, or {by_hand}",
-            ) from error
-        fetched.replace(path)
+            fetched.replace(path)
+    except _Refused as error:
+        raise DownloadFailed(wanted=address, got=str(error), next_step=by_hand) from error
+    except IntegrityError as error:
+        wanted = f"a checkpoint from {address}" + (f" with sha256 {sha256}" if sha256 else "")
+        raise IntegrityError(wanted=wanted, got=f"{error.got}; it was not kept", next_step=by_hand) from error
+    except OSError as error:
+        raise StorageProblem(
+            wanted=f"to write {path}",
+            got=error.strerror or type(error).__name__,
+            next_step="free some space or make the folder writable, or name another one with --model_dir",
+        ) from error
 
 
-def _no_place(path: Path, error: OSError) -> StorageProblem:
-    return StorageProblem(
-        wanted=f"to write {path}",
-        got=error.strerror or type(error).__name__,
-        next_step="free some space or make the folder writable, or name another one with --model_dir",
-    )
+class _Refused(Exception):
+    """The far end, or the way to it, did not give the file."""
+
+
+def _fetch(fetcher: Fetcher, locator: str, destination: Path) -> None:
+    """Tell what the far end does wrong from what the local disk does wrong."""
+    try:
+        fetcher.fetch(locator, destination)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _Refused(f"{type(error).__name__}: {error}") from error
+    if not destination.is_file():
+        raise _Refused("nothing arrived")
+
+
+def _verify(path: Path, sha256: str) -> None:
+    if sha256 and (got := _sha256(path)) != sha256:
+        raise IntegrityError(
+            wanted=f"sha256 {sha256} of {path}",
+            got=f"sha256 {got}",
+            next_step="remove that file and fetch it again; if it still differs, do not use it",
+        )
 
 
 def _parts(model: nn.Module, n_files: int) -> Sequence[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from dataclasses import replace
@@ -188,6 +189,15 @@ def test_a_connection_that_ends_early_is_a_failed_download(tmp_path, server, pla
     server.replies.append(({**FILE, "Content-Length": "9999999"}, torch_bytes()))
     with pytest.raises(DownloadFailed):
         locate(WONG, tmp_path, plain_drive)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_download_with_another_sha256_is_not_kept(tmp_path, server, plain_drive):
+    pinned = replace(WONG, weights=replace(WONG.weights, sha256=("0" * 64,)))
+    server.replies.append((FILE, torch_bytes()))
+    with pytest.raises(IntegrityError, match=hashlib.sha256(torch_bytes()).hexdigest()) as caught:
+        locate(pinned, tmp_path, plain_drive)
+    assert caught.value.exit_code == 4
     assert leftovers(tmp_path) == []
 
 
