@@ -24,7 +24,7 @@ def split(model: nn.Module, image_shape: tuple[int, int, int], n_classes: int, p
     """Find the only linear layer whose output is the model's output, and put an identity in its place.
 
     The model is taken over: it becomes the backbone. Two random inputs then show that old and new logits are equal,
-    bit for bit.
+    bit for bit. A model that is refused stays as it was.
 
     Args:
         model: in eval mode, images in [0, 1] to logits [N, n_classes].
@@ -50,11 +50,12 @@ def split(model: nn.Module, image_shape: tuple[int, int, int], n_classes: int, p
     ]
     if len(heads) != 1:
         raise _not_found(model, path, candidates, outputs, heads, n_classes)
-    fc = candidates[heads[0]]
-    _replace(model, fc, nn.Identity())
+    fc, gone = candidates[heads[0]], nn.Identity()
+    _replace(model, fc, gone)
     with torch.no_grad():
         after = [_recompose(model, fc, probe) for probe in probes]
     if not all(new is not None and torch.equal(old, new) for old, new in zip(before, after, strict=True)):
+        _replace(model, gone, fc)
         raise HeadNotFound(
             wanted=f"{heads[0]} on top of the rest of {type(model).__name__} to give the model's own logits",
             got="other logits, or features that are not [N, D]",
@@ -92,7 +93,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _recompose(backbone: nn.Module, fc: nn.Linear, x: Images) -> Tensor | None:
     try:
         features = backbone(x)
-    except AttributeError:  # the model reaches into its head by name
+    except Exception:  # a foreign model that needs its head in another way may fail in any way without it
         return None
     if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != fc.in_features:
         return None
