@@ -43,14 +43,15 @@ def build(cards_dir: Path, out: Path) -> Path:
 
 
 def check(cards_dir: Path, out: Path) -> None:
-    """Compare the board in ``out`` with the one that the cards below ``cards_dir`` give.
+    """Compare the board in ``out``, hidden files aside, with the one that the cards below ``cards_dir`` give.
 
     Raises:
         Drift: names the files that differ, are missing, or do not belong there.
         InvalidInput: a card breaks its contract.
     """
     wanted = {name: content.encode() for name, content in render(cards_dir).items()}
-    found = {path.relative_to(out).as_posix(): path for path in out.rglob("[!.]*") if path.is_file()}
+    files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    found = {name.as_posix(): out / name for name in files if not any(part.startswith(".") for part in name.parts)}
     faults = {
         "differing": [name for name in wanted if name in found and found[name].read_bytes() != wanted[name]],
         "missing": [name for name in wanted if name not in found],

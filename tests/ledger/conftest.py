@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpm_robustbench.ledger.model_card import ModelCard, build_card
+from hpm_robustbench.ledger.leaderboard import build
+from hpm_robustbench.ledger.model_card import ModelCard, build_card, write_card
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
 from hpm_robustbench.threat import Batching, ThreatModel
@@ -24,7 +26,7 @@ def steps_of(target: str, batching: Batching) -> tuple[Step, ...]:
     alone = tuple(Step(target, name, AUTOATTACK) for name in COMPONENTS)
     if target == "base":
         return alone
-    if batching is Batching.SOLO:
+    if batching.row_independent:
         added = (Step("fc", "apgd-t", MSA), Step("base", "apgd-t", MSA), Step("hpm", "conjunction", MSA))
         return alone + added
     ce, dlr = {"loss": "ce"}, {"loss": "dlr"}
@@ -146,6 +148,35 @@ def make_card(make_record) -> Callable[..., ModelCard]:
         return build_card(spec, runs, n_classes=10, notes=NOTES)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def golden_cards(card, make_card) -> list[ModelCard]:
+    paper = Paper(
+        title="Unlabeled Data Improves Adversarial Robustness",
+        authors="Yair Carmon, Aditi Raghunathan",
+        venue="NeurIPS 2019",
+        link="https://arxiv.org/abs/1905.13736",
+        architecture="WideResNet-28-10",
+        license="MIT",
+        additional_data=True,
+        clean_acc="89.69",
+        autoattack_acc="59.53",
+        reported="62.5",
+    )
+    helped = make_card("Carmon2019Unlabeled", eps="8/255", base=0.3, hpm=0.2, paper=paper)
+    return [card, helped, make_card("Rice2020Overfitting", eps="8/255", base=0.25, hpm=0.35)]
+
+
+@pytest.fixture(scope="session")
+def golden(golden_cards) -> Path:
+    """The committed cards and board; HPM_BENCH_UPDATE_GOLDEN=1 writes them anew after a wanted change."""
+    folder = Path(__file__).parent / "golden"
+    if os.environ.get("HPM_BENCH_UPDATE_GOLDEN"):
+        for each in golden_cards:
+            write_card(each, folder / "model_cards")
+        build(folder / "model_cards", folder / "leaderboard")
+    return folder
 
 
 class Page(HTMLParser):

@@ -17,8 +17,6 @@ from hpm_robustbench.ledger.pages import command, p_value
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.zoo.spec import Paper
 
-GOLDEN = Path(__file__).parent / "golden"
-"""Made from the fixtures' card; after a wanted change, `hpm-bench leaderboard build --output tests/ledger/golden`."""
 ROBUSTBENCH_COLUMNS = [
     "Rank",
     "Method",
@@ -52,10 +50,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 # What it shows
 
 
-def test_the_committed_board_follows_from_the_committed_cards(tmp_path):
-    check(GOLDEN / "model_cards", GOLDEN / "leaderboard")
-    build(GOLDEN / "model_cards", tmp_path)
-    assert contents(tmp_path) == contents(GOLDEN / "leaderboard")
+def test_the_committed_board_follows_from_the_committed_cards(golden, tmp_path):
+    check(golden / "model_cards", golden / "leaderboard")
+    build(golden / "model_cards", tmp_path)
+    assert contents(tmp_path) == contents(golden / "leaderboard")
 
 
 def test_every_file_of_the_board(board):
@@ -203,6 +201,13 @@ def test_missing_and_extra_files_are_drift(board, cards_dir):
     (board / "style.css").rename(board / "old.css")
     with pytest.raises(Drift, match=r"got missing: style\.css; extra: old\.css"):
         check(cards_dir, board)
+
+
+def test_hidden_files_are_not_of_the_board(board, cards_dir):
+    (board / ".git").mkdir()
+    (board / ".git" / "config").write_text("")
+    (board / ".nojekyll").write_text("")
+    check(cards_dir, board)
 
 
 def test_a_board_that_was_never_built_is_drift(cards_dir, tmp_path):

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.card_bench import Verdict
-from hpm_robustbench.ledger.card_evaluation import DOUBT, Metric
+from hpm_robustbench.ledger.card_evaluation import DOUBT, Metric, Name
 from hpm_robustbench.ledger.model_card import ModelCard, build_card, json_schema, read_card, write_card
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.zoo.spec import check_name
 
-GOLDEN = Path(__file__).parent / "golden" / "model_cards"
 SCHEMA = Path(__file__).parents[2] / "model_cards" / "schema" / "model_card-1.0.schema.json"
-BENCH_PARTS = "card_bench card_evaluation card_from_records card_schema journal leaderboard model_card pages rows"
+LEDGER = Path(__file__).parents[2] / "hpm_robustbench" / "ledger"
 
 CARMON = {
     "link": "https://arxiv.org/abs/1905.13736",
@@ -59,11 +59,11 @@ def edited(card: ModelCard, path: str, value: object) -> dict:
 # What the runs amount to
 
 
-def test_the_card_of_the_fixture_runs_is_the_committed_one(card, tmp_path):
-    written = write_card(card, tmp_path)
-    committed = GOLDEN / written.relative_to(tmp_path)
-    assert written.relative_to(tmp_path) == Path("cifar10/Linf/resnet4b_linf2.json")
-    assert written.read_bytes() == committed.read_bytes()
+def test_the_cards_of_the_fixture_runs_are_the_committed_ones(golden, golden_cards, tmp_path):
+    written = [write_card(card, tmp_path).relative_to(tmp_path) for card in golden_cards]
+    assert written[0] == Path("cifar10/Linf/resnet4b_linf2.json")
+    for path in written:
+        assert (tmp_path / path).read_bytes() == (golden / "model_cards" / path).read_bytes()
 
 
 def test_the_order_of_the_runs_does_not_matter(card, spec, records):
@@ -113,6 +113,26 @@ def test_no_verdict_without_the_base_model(spec, records):
     alone = build_card(spec, records[1:2], n_classes=10)
     assert alone.hpm_bench.verdicts == []
     assert alone.hpm_bench.verdict(Batching.SOLO) is None
+
+
+def test_reference_batching_is_an_evaluation_of_its_own(spec, records, make_record):
+    reference = make_record(spec, "hpm", Batching.REFERENCE, clean=0.77, strengths=[0.2] * 7)
+    bench = build_card(spec, [reference, *records], n_classes=10).hpm_bench
+    assert [(e.target, e.batching.value) for e in bench.evaluations] == [
+        ("base", "solo"),
+        ("hpm", "solo"),
+        ("hpm", "reference"),
+        ("hpm", "joint"),
+    ]
+    assert bench.evaluation("hpm", Batching.REFERENCE).batch_worst is None
+    assert [v.batching.value for v in bench.verdicts] == ["solo", "reference", "joint"]
+
+
+def test_a_base_model_under_another_budget_keeps_its_own_name(spec, make_record):
+    wider = replace(spec, name="resnet4b_linf2_eps8-255", threat=ThreatModel.parse("Linf", "8/255"))
+    record = make_record(wider, "hpm", Batching.SOLO, clean=0.77, strengths=[0.5] * 7)
+    bench = build_card(wider, [record], n_classes=10).hpm_bench
+    assert (bench.model_id, bench.base_model) == ("resnet4b_linf2_eps8-255", "resnet4b_linf2")
 
 
 def test_external_is_absent_unless_msa_beats_autoattack(make_card, tmp_path):
@@ -284,6 +304,18 @@ def test_a_verdict_agrees_with_itself_whatever_the_rows(pairs):
         assert (sum(hpm) > sum(base)) == (verdict.verdict == "helps")
 
 
+@given(st.text("aZ0._-/ é", max_size=6) | st.just("a" * 128) | st.just("a" * 129))
+def test_cards_accept_the_names_that_specs_accept(name):
+    def accepted(check) -> bool:
+        try:
+            check(name)
+        except (ValidationError, UsageProblem):
+            return False
+        return True
+
+    assert accepted(TypeAdapter(Name).validate_python) == accepted(lambda text: check_name("model", text))
+
+
 # The published schema
 
 
@@ -343,7 +375,8 @@ def model_info(row: dict[str, str]) -> dict:
 
 
 def test_the_ledger_never_reaches_torch():
-    imports = ", ".join(f"hpm_robustbench.ledger.{name}" for name in BENCH_PARTS.split())
+    modules = sorted(path.stem for path in LEDGER.glob("[!_]*.py"))
+    imports = ", ".join(f"hpm_robustbench.ledger.{module}" for module in modules)
     code = f"import sys, {imports}; print(*(m for m in ('torch', 'robustbench', 'timm') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
