@@ -1,0 +1,195 @@
+"""Bad input: a clear error, the right exit code, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hpm_robustbench.cli import cli
+from hpm_robustbench.errors import (
+    HeadNotFound,
+    HpmBenchError,
+    IntegrityError,
+    InvalidInput,
+    StorageProblem,
+    UnknownName,
+    UsageProblem,
+)
+
+
+def failure(arguments: list[str]) -> HpmBenchError:
+    """The error that a command line ends with."""
+    with pytest.raises(HpmBenchError) as caught:
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    for part in (caught.value.wanted, caught.value.got, caught.value.next_step):
+        assert part.strip()
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def importable(place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(place.folder)
+    monkeypatch.chdir(tmp_path)
+
+
+def nothing_written(folder: Path) -> bool:
+    return not list(folder.glob("runs/*/shards/**/*.json")) and not (folder / "model_cards").exists()
+
+
+def test_an_unknown_model_shows_the_nearest_names(tmp_path: Path) -> None:
+    error = failure(["run", "--model", "Carmon2019Unlabelled"])
+    assert isinstance(error, UnknownName)
+    assert "Carmon2019Unlabeled" in str(error)
+    assert error.exit_code == 2
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--dataset", "cifar11"], "cifar10"),
+        (["--threat-model", "L7"], "L2"),
+        (["--eps", "tiny"], "8/255"),
+        (["--eps", "0"], "positive"),
+        (["--eps", "nan"], "positive"),
+        (["--eps", "8/0"], "positive"),
+        (["--hpm", "bta=0.5"], "beta"),
+        (["--hpm", "beta=much"], "beta"),
+        (["--hpm", "beta=1.5"], "[0, 1]"),
+        (["--device", "abacus"], "cpu"),
+        (["--name", "../escape"], "letters"),
+        (["--factory", "own"], "package.module:function"),
+        (["--factory", "own:smal"], "small"),
+        (["--factory", "nowhere:small"], "PYTHONPATH"),
+        (["--data", "missing.npz"], "not there"),
+        (["--weights", "missing.safetensors"], "no such file"),
+    ],
+)
+def test_usage_problems(place, tmp_path: Path, arguments: list[str], word: str) -> None:
+    unnamed = place.run()
+    if arguments[0] == "--dataset":
+        unnamed = [a for pair in zip(unnamed[1::2], unnamed[2::2], strict=True) if pair[0] != "--data" for a in pair]
+        unnamed.insert(0, "run")
+    error = failure([*unnamed, *arguments])
+    assert isinstance(error, UsageProblem)
+    assert word in str(error)
+    assert nothing_written(tmp_path)
+
+
+def test_a_factory_without_weights_says_what_is_missing() -> None:
+    assert "--weights" in str(failure(["run", "--factory", "own:small"]))
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "word"),
+    [
+        ("Probabilities", InvalidInput, "probabilities"),
+        ("NotANumber", InvalidInput, "NaN"),
+        ("seven_classes", InvalidInput, "[8, 7]"),
+        ("NoHead", HeadNotFound, "net.6 (24 -> 10)"),
+        ("text", InvalidInput, "a str"),
+    ],
+)
+def test_a_model_that_breaks_its_contract(place, tmp_path: Path, factory: str, kind: type, word: str) -> None:
+    weights = tmp_path / "weights.safetensors"
+    import own  # noqa: PLC0415 - on the path since the fixture
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    built = getattr(own, factory)()
+    if not isinstance(built, str):
+        save_file(built.state_dict(), weights)
+    else:
+        weights.write_bytes(place.weights.read_bytes())
+    error = failure(place.run("--weights", weights, factory=factory))
+    assert isinstance(error, kind)
+    assert word in str(error)
+    assert error.exit_code == 5
+    assert nothing_written(tmp_path)
+
+
+def spoiled(place, tmp_path: Path, **changes: np.ndarray) -> Path:
+    with np.load(place.data) as arrays:
+        content = {**arrays, **changes}
+    np.savez(tmp_path / "spoiled.npz", **content)
+    return tmp_path / "spoiled.npz"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [("x_test", np.nan, "row 3"), ("x_test", 1.5, "row 3"), ("x_test", -0.1, "row 3"), ("y_test", 12, "12 in row 3")],
+)
+def test_images_and_labels_outside_their_range(place, tmp_path: Path, name: str, value: float, word: str) -> None:
+    with np.load(place.data) as arrays:
+        changed = arrays[name].copy()
+    changed[3] = value
+    error = failure(place.run("--data", spoiled(place, tmp_path, **{name: changed})))
+    assert isinstance(error, InvalidInput)
+    assert word in str(error)
+
+
+def test_no_images_left_for_prototypes(place, tmp_path: Path) -> None:
+    with np.load(place.data) as arrays:
+        np.savez(tmp_path / "test_only.npz", x=arrays["x_test"][:100], y=arrays["y_test"][:100])
+    error = failure(place.run("--data", tmp_path / "test_only.npz", "--n-ex", "100"))
+    assert "no training images" in str(error)
+
+
+def test_truncated_and_foreign_weights(place, tmp_path: Path) -> None:
+    truncated, page = tmp_path / "truncated.safetensors", tmp_path / "page.pt"
+    truncated.write_bytes(place.weights.read_bytes()[:1000])
+    page.write_text("<html>Too many users have viewed or downloaded this file recently</html>")
+    for path in (truncated, page):
+        error = failure(place.run("--weights", path))
+        assert isinstance(error, IntegrityError)
+        assert error.exit_code == 4
+        assert nothing_written(tmp_path)
+
+
+def test_an_unwritable_output_folder(place, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = failure(place.run("--output", tmp_path / "file"))
+    assert isinstance(error, StorageProblem)
+    assert "--output" in str(error)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpm_robustbench.ledger import atomic  # noqa: PLC0415
+
+    (tmp_path / "kept.json").write_text("old")
+
+    def on_a_full_device(**_: object) -> tuple[int, str]:
+        name = tmp_path / ".kept.json.partial"
+        name.write_text("")
+        return os.open("/dev/full", os.O_WRONLY), str(name)
+
+    monkeypatch.setattr(atomic.tempfile, "mkstemp", on_a_full_device)
+    with pytest.raises(StorageProblem, match="No space left"):
+        atomic.write_atomic(tmp_path / "kept.json", "new")
+    assert (tmp_path / "kept.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_about_must_be_known_facts(place, tmp_path: Path) -> None:
+    (tmp_path / "about.json").write_text('{"licence": "MIT"}')
+    assert "license" in str(failure(place.run("--about", tmp_path / "about.json")))
+    (tmp_path / "about.json").write_text("[]")
+    assert "JSON object" in str(failure(place.run("--about", tmp_path / "about.json")))
+
+
+def test_a_process_ends_with_the_code_and_without_a_traceback(hpm_bench) -> None:
+    result = hpm_bench("run", "--model", "Nobody2026")
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: wanted a known model")
+    assert "Traceback" not in result.err
+
+
+def test_click_reports_its_own_usage_errors(hpm_bench) -> None:
+    result = hpm_bench("run", "--n-ex", "0")
+    assert result.code == 2
+    assert "--n-ex" in result.err

@@ -1,0 +1,187 @@
+"""Plan + subject + examples -> record, whatever happened on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import BatchCoupled, InvalidInput
+from hpm_robustbench.evaluation.runner import run, state_sha256, subject_sha256
+from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
+from hpm_robustbench.ledger.record import CLEAN, Verdict
+from hpm_robustbench.load import Wrapped
+from hpm_robustbench.robustbench_compat import import_autoattack
+from hpm_robustbench.threat import Batching, ThreatModel
+
+QUICK = (
+    Step("hpm", "apgd-ce", AUTOATTACK, {"n_iter": 5}),
+    Step("hpm", "square", AUTOATTACK, {"n_queries": 20}),
+    Step("l2", "apgd-ce", MSA, {"n_iter": 5}),
+)
+QUICK_JOINT = (
+    Step("hpm", "joint", MSA, {"loss": "ce", "steps": 5}),
+    Step("soft", "joint", MSA, {"loss": "dlr", "steps": 5}),
+    Step("l2", "apgd-ce", MSA, {"n_iter": 5}),
+)
+
+
+def subject_of(wrapped: Wrapped, batching: Batching = Batching.SOLO, target: str = "hpm") -> Subject:
+    return Subject(wrapped.classifier.with_batching(batching), wrapped.base, target)
+
+
+def plan_of(subject: Subject, examples: ExampleSet, steps: tuple[Step, ...], **changes: object) -> Plan:
+    plan = Plan(
+        model="Small",
+        target=subject.target,
+        batching=subject.classifier.batching,
+        threat=ThreatModel.parse("Linf", "0.1"),
+        protocol="test",
+        steps=steps,
+        examples=Examples("digits", "test", examples.fingerprint, len(examples)),
+        state_sha256=subject_sha256(subject),
+        defence={},
+        software={},
+        batch_size=16,
+        shard_size=16,
+    )
+    return replace(plan, **changes)
+
+
+@pytest.fixture
+def examples(digits: tuple[ExampleSet, ExampleSet]) -> ExampleSet:
+    return digits[0].head(40)
+
+
+def test_the_cascade_is_stock_autoattack_row_by_row(plain: nn.Module, digits, wrapped: Wrapped, tmp_path: Path) -> None:
+    examples = digits[0].head(12)
+    subject = subject_of(wrapped, target="base")
+    steps = tuple(Step("base", attack, AUTOATTACK) for attack in ("apgd-ce", "apgd-t", "fab-t", "square"))
+    plan = plan_of(subject, examples, steps, batch_size=5, shard_size=15, seed=3)
+    record = run(plan, subject, examples, tmp_path, {})
+    stock = import_autoattack().AutoAttack(wrapped.base, norm="Linf", eps=0.1, seed=3, version="standard")
+    _, predicted = stock.run_standard_evaluation(examples.images, examples.labels, batch_size=5)
+    assert record.standing() == (predicted == examples.labels).tolist()
+    assert 0 < sum(record.standing()) < 12
+
+
+@pytest.mark.parametrize(
+    ("batching", "steps"), [(Batching.SOLO, QUICK), (Batching.JOINT, QUICK_JOINT)], ids=["solo", "joint"]
+)
+def test_a_run_resumes_from_any_subset_of_its_files(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path, batching: Batching, steps: tuple[Step, ...]
+) -> None:
+    subject = subject_of(wrapped, batching)
+    plan = plan_of(subject, examples, steps)
+    whole = run(plan, subject, examples, tmp_path / "whole", {})
+    journal = Journal(tmp_path / "part", plan).open({})
+    for shard, name in [(0, CLEAN), (0, steps[0].name), (2, CLEAN), (1, steps[1].name)]:
+        result = Journal(tmp_path / "whole", plan).read(shard, name)
+        assert result is not None
+        journal.write(shard, result)
+    assert run(plan, subject, examples, tmp_path / "part", {}) == whole
+
+
+def test_a_torn_file_is_ignored_said_and_redone(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    subject = subject_of(wrapped)
+    plan = plan_of(subject, examples, QUICK)
+    whole = run(plan, subject, examples, tmp_path, {})
+    journal = Journal(tmp_path, plan)
+    torn, edited = journal.path(1, QUICK[0].name), journal.path(2, QUICK[1].name)
+    good = torn.read_bytes(), edited.read_bytes()
+    torn.write_bytes(good[0][:-20])
+    edited.write_bytes(good[1].replace(b'"verdict":[', b'"verdict":[2,', 1))
+    assert run(plan, subject, examples, tmp_path, {}) == whole
+    assert (torn.read_bytes(), edited.read_bytes()) == good
+    assert [str(torn) in text or str(edited) in text for text in caplog.messages].count(True) >= 2
+
+
+def test_shards_do_not_depend_on_each_other(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
+    subject = subject_of(wrapped)
+    whole = run(plan_of(subject, examples, QUICK), subject, examples, tmp_path, {})
+    second = examples.take(range(16, 32))
+    alone = run(plan_of(subject, second, QUICK), subject, second, tmp_path, {})
+    for step in alone.steps:
+        assert whole[step.name].verdict[16:32] == step.verdict
+
+
+def test_each_row_is_attacked_until_it_breaks_and_no_longer(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    subject = subject_of(wrapped)
+    record = run(plan_of(subject, examples, QUICK), subject, examples, tmp_path, {})
+    alive = record.clean_correct
+    for step in record.steps[1:]:
+        for row, verdict in enumerate(step.verdict):
+            assert (verdict == Verdict.SKIPPED) == (not alive[row])
+            alive[row] = alive[row] and verdict != Verdict.BROKEN
+    assert alive == record.standing()
+    assert 0 < sum(alive) < sum(record.clean_correct)
+
+
+def test_a_coupled_target_is_attacked_in_whole_batches(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
+    subject = subject_of(wrapped, Batching.JOINT)
+    plan = plan_of(subject, examples, QUICK_JOINT)
+    record = run(plan, subject, examples, tmp_path, {})
+    journal = Journal(tmp_path, plan)
+    for shard in range(3):
+        for step in QUICK_JOINT:
+            result = journal.read(shard, step.name)
+            assert result is not None
+            assert len({verdict == Verdict.SKIPPED for verdict in result.verdict}) == 1
+    assert sum(record.standing()) <= record.batch_worst() <= sum(record.clean_correct)
+    assert sorted(row for shard in plan.shards() for row in shard) == list(range(40))
+
+
+def test_a_row_repacking_attack_never_meets_a_coupled_view(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    subject = subject_of(wrapped, Batching.JOINT)
+    with pytest.raises(BatchCoupled, match="l2"):
+        run(plan_of(subject, examples, QUICK), subject, examples, tmp_path, {})
+
+
+def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_path: Path) -> None:
+    class Drifting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = plain
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            return self.net(x)
+
+    from hpm_robustbench.load import wrap  # noqa: PLC0415
+
+    subject = subject_of(wrap(Drifting(), digits[1]))
+    examples = digits[0].head(4)
+    with pytest.raises(InvalidInput, match="stateless"):
+        run(plan_of(subject, examples, QUICK[:1]), subject, examples, tmp_path, {})
+
+
+def test_a_base_trial_does_not_depend_on_the_prototypes(wrapped: Wrapped) -> None:
+    before = subject_sha256(subject_of(wrapped, target="base")), subject_sha256(subject_of(wrapped))
+    wrapped.classifier.prototypes.add_(1)
+    after = subject_sha256(subject_of(wrapped, target="base")), subject_sha256(subject_of(wrapped))
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_the_state_hash_sees_every_kind_of_state() -> None:
+    layer = nn.BatchNorm1d(2)
+    hashes = [state_sha256(layer)]
+    for change in (lambda: layer.weight.data.add_(1), lambda: layer.running_mean.add_(1)):
+        change()
+        hashes.append(state_sha256(layer))
+    layer.num_batches_tracked = layer.num_batches_tracked.int()
+    hashes.append(state_sha256(layer))
+    assert len(set(hashes)) == 4

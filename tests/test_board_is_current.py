@@ -1,0 +1,28 @@
+"""The committed cards are valid, and the committed board is what they give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpm_robustbench.ledger.leaderboard import check
+from hpm_robustbench.ledger.model_card import card_path, read_card
+
+ROOT = Path(__file__).parent.parent
+CARDS = sorted((ROOT / "model_cards").glob("*/*/*.json"))
+
+
+def test_there_are_cards() -> None:
+    assert any(path.stem.startswith("Digits") for path in CARDS)
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_a_committed_card_is_valid_and_in_its_place(path: Path) -> None:
+    card = read_card(path)
+    assert card.hpm_bench is not None
+    assert card_path(card, ROOT / "model_cards") == path
+
+
+def test_the_committed_board_is_what_the_cards_give() -> None:
+    check(ROOT / "model_cards", ROOT / "leaderboard")
