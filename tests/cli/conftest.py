@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("own")
     (folder / "own.py").write_text(FACTORY)
     scope: dict[str, Callable[[], torch.nn.Module]] = {}
-    exec(FACTORY, scope)  # noqa: S102 - our own text above
+    exec(FACTORY, scope)
     source = open_dataset("digits")
     test, train = source.test(), source.train()
     assert train is not None

@@ -96,8 +96,8 @@ def test_a_factory_without_weights_says_what_is_missing() -> None:
 )
 def test_a_model_that_breaks_its_contract(place, tmp_path: Path, factory: str, kind: type, word: str) -> None:
     weights = tmp_path / "weights.safetensors"
-    import own  # noqa: PLC0415 - on the path since the fixture
-    from safetensors.torch import save_file  # noqa: PLC0415
+    import own
+    from safetensors.torch import save_file
 
     built = getattr(own, factory)()
     if not isinstance(built, str):
@@ -156,9 +156,9 @@ def test_an_unwritable_output_folder(place, tmp_path: Path) -> None:
     assert "--output" in str(error)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpm_robustbench.ledger import atomic  # noqa: PLC0415
+    from hpm_robustbench.ledger import atomic
 
     (tmp_path / "kept.json").write_text("old")
 

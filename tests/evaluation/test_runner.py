@@ -160,7 +160,7 @@ def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_
             self.seen += 1
             return self.net(x)
 
-    from hpm_robustbench.load import wrap  # noqa: PLC0415
+    from hpm_robustbench.load import wrap
 
     subject = subject_of(wrap(Drifting(), digits[1]))
     examples = digits[0].head(4)
