@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 
 from hpm_robustbench.errors import UnknownName, UsageProblem
+
+_SHORT_NUMBER = re.compile(r"[0-9]{0,20}\.?[0-9]{0,20}(e-?[0-9]{1,2})?(/[0-9]{1,20})?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Eps:
         """
         cleaned = text.strip().replace(" ", "")
         try:
-            value = Fraction(cleaned)
+            # Fraction would compute 1e999999999 to the last digit.
+            value = Fraction(cleaned) if _SHORT_NUMBER.fullmatch(cleaned) else Fraction(0)
         except (ValueError, ZeroDivisionError):
             value = Fraction(0)
         if value <= 0:
