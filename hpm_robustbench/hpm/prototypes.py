@@ -188,8 +188,11 @@ def solo_discount(w: Logits, beta: Tensor, config: HPMConfig) -> Logits:
     """Factor on the squared distance to mD that a batch of one amounts to: (1 - beta)^2 for the FC class, else 1.
 
     A lone image is its own batch prototype, so z - P_k = (1 - beta) (z - mD_k) and no other class changes
-    (identity P2): a whole batch of images is answered at once without [N, K, D] prototypes.
+    (identity P2): a whole batch of images is answered at once without [N, K, D] prototypes. Left out of its own batch,
+    a lone image meets the dataset prototypes.
     """
+    if not config.include_self:
+        return torch.ones_like(w)
     member = (w.detach() > 0.5).to(w.dtype)
     return (1 - beta / (1 + config.kappa) * member).square()
 

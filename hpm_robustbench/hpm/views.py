@@ -22,7 +22,8 @@ from hpm_robustbench.shapes import Images, Logits
 class Region(NamedTuple):
     """What decides the answer for a lone image: FC logits, distances to dataset prototypes, discount of the FC class.
 
-    All [N, K]: ``discount`` [N, K] is what class c's distance would be multiplied by if FC chose c.
+    All [N, K]: ``discount`` is what class c's distance would be multiplied by if FC chose c. Exact under SOLO for hard
+    assignment, features as they are, and dataset prototypes for absent classes (identity P2).
     """
 
     fc: Tensor
@@ -83,7 +84,7 @@ class View:
         return self._subject.target_logits(x)
 
     def region(self, x: Images) -> Region:
-        """FC logits, static distances and discount; exact for an HPM classifier under SOLO (identity P2)."""
+        """FC logits, static distances and discount, differentiable towards the images."""
         if self.on_call is not None:
             self.on_call()
         self.cost.forward += len(x)
