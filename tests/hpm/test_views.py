@@ -1,0 +1,151 @@
+"""One contract for every view, under every batching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpm_robustbench.errors import UnknownName
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.views import VIEWS, Subject, make_view
+from hpm_robustbench.threat import Batching
+
+N = 8
+
+
+@pytest.fixture
+def subject(classifier, net):
+    """A defence, frozen as in a trial, and another net as the base model from before a fine-tuning."""
+
+    def make(config=None, batching=Batching.SOLO, target="hpm"):
+        return Subject(classifier(config, batching).freeze(), net(seed=8).double().requires_grad_(False), target)
+
+    return make
+
+
+def same(one, other):
+    return torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+every_view = pytest.mark.parametrize("name", VIEWS)
+every_batching = pytest.mark.parametrize("batching", Batching)
+
+
+@every_view
+@every_batching
+def test_declared_row_independence_is_the_truth(subject, images, name, batching):
+    view, x = make_view(name, subject(batching=batching)), images(N)
+    whole = view(x)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    assert same(view(x[order]), whole[order])
+    halves = same(torch.cat([view(x[:4]), view(x[4:])]), whole)
+    alone = same(torch.cat([view(row.unsqueeze(0)) for row in x]), whole)
+    assert (halves, alone) == (view.row_independent, view.row_independent)
+
+
+@every_view
+@every_batching
+def test_no_gradient_crosses_between_independent_rows(subject, images, name, batching):
+    view, x = make_view(name, subject(batching=batching)), images(N).requires_grad_()
+    (gradient,) = torch.autograd.grad(view(x)[0, 0], x)
+    assert (gradient[1:].abs().max() == 0) == view.row_independent
+
+
+@every_view
+@every_batching
+def test_writing_into_the_answer_harms_nobody(subject, images, name, batching):
+    view, x = make_view(name, subject(batching=batching)), images(N)
+    first = view(x)
+    wanted = first.clone()
+    first.fill_(-torch.inf)
+    assert torch.equal(view(x), wanted)
+
+
+@every_view
+@every_batching
+@pytest.mark.parametrize("distance", ["squared", "l2", "scaled-l2"])
+def test_the_gradient_towards_the_image_is_finite_and_not_zero(subject, images, name, batching, distance):
+    config = HPMConfig(beta=0.9, distance=distance)
+    view, x = make_view(name, subject(config, batching)), images(N).requires_grad_()
+    (gradient,) = torch.autograd.grad(view(x).logsumexp(dim=1).sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
+
+
+@every_view
+@every_batching
+def test_images_are_counted_forward_and_backward(subject, images, name, batching):
+    view, x = make_view(name, subject(batching=batching)), images(N).requires_grad_()
+    with torch.no_grad():
+        view(x)
+    assert (view.cost.forward, view.cost.backward) == (N, 0)
+    logits = view(x[:3])
+    assert (view.cost.forward, view.cost.backward) == (N + 3, 0)
+    logits[0].sum().backward(retain_graph=True)
+    assert (view.cost.forward, view.cost.backward) == (N + 3, 3)
+    logits.sum().backward()
+    assert (view.cost.forward, view.cost.backward) == (N + 3, 6)
+    view.target_logits(x[:2])
+    assert (view.cost.forward, view.cost.backward) == (N + 5, 6)
+    view.region(x[:4]).distances.sum().backward()
+    assert (view.cost.forward, view.cost.backward) == (N + 9, 10)
+
+
+@every_view
+def test_a_caller_may_interrupt_at_every_call(subject, images, name):
+    view, calls = make_view(name, subject()), []
+    view.on_call = lambda: calls.append(view.cost.forward)
+    view(images(N))
+    view.region(images(N))
+    assert calls == [0, N]
+
+
+@every_view
+@every_batching
+@pytest.mark.parametrize("target", ["hpm", "base"])
+def test_target_logits_are_those_of_the_deployed_model(subject, images, name, batching, target):
+    trial, x = subject(batching=batching, target=target), images(N).requires_grad_()
+    got = make_view(name, trial).target_logits(x)
+    deployed = trial.classifier if target == "hpm" else trial.base
+    assert torch.equal(got, deployed(x))
+    assert not got.requires_grad
+
+
+def test_each_view_is_what_its_name_says(subject, images):
+    trial, x = subject(), images(N)
+    classifier = trial.classifier
+    features, fc = classifier.embed(x)
+    assert torch.equal(make_view("hpm", trial)(x), classifier(x))
+    assert torch.equal(make_view("fc", trial)(x), fc)
+    assert torch.equal(make_view("base", trial)(x), trial.base(x))
+    static = -(features.unsqueeze(1) - classifier.prototypes).square().sum(dim=2) / classifier.tau
+    torch.testing.assert_close(make_view("l2", trial)(x), static)
+    # a lone soft member of weight q_c is mixed in by beta q_c
+    left = 1 - 0.5 * fc.softmax(dim=1)
+    torch.testing.assert_close(make_view("soft", trial)(x), left.square() * static)
+
+
+def test_an_unknown_view_is_named_with_its_neighbours(subject):
+    with pytest.raises(UnknownName, match="did you mean soft"):
+        make_view("softt", subject())
+
+
+@pytest.mark.parametrize("distance", ["squared", "l2", "scaled-l2"])
+@pytest.mark.parametrize("kappa", [0.0, 2.0])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_the_region_decides_as_the_solo_classifier_does(subject, images, distance, kappa, include_self):
+    trial = subject(HPMConfig(distance=distance, kappa=kappa, include_self=include_self))
+    trial.classifier.beta.copy_(torch.tensor([0.2, 0.5, 0.9, 1.0]))
+    x = images(200)
+    region = make_view("hpm", trial).region(x)
+    chosen = torch.nn.functional.one_hot(region.fc.argmax(dim=1), 4).bool()
+    answer = torch.where(chosen, region.discount * region.distances, region.distances)
+    torch.testing.assert_close(-answer / trial.classifier.tau, trial.classifier(x))
+
+
+def test_the_region_is_differentiable(subject, images):
+    x = images(N).requires_grad_()
+    region = make_view("hpm", subject()).region(x)
+    for part in (region.fc, region.distances):
+        (gradient,) = torch.autograd.grad(part.sum(), x, retain_graph=True)
+        assert gradient.abs().max() > 0
