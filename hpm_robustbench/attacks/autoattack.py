@@ -12,6 +12,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch.nn import functional
 
 from hpm_robustbench.attacks.base import View, packed
@@ -21,6 +22,8 @@ from hpm_robustbench.shapes import Images, Labels, Logits, Losses
 from hpm_robustbench.threat import Norm, ThreatModel
 
 log = logging.getLogger(__name__)
+
+_TINY = torch.finfo(torch.float32).tiny
 
 # One release of the package reports vanished gradients through .log(text), the other through .warning(text).
 _LOGGER = SimpleNamespace(log=log.info, warning=log.info)
@@ -71,13 +74,20 @@ def _square(view: View, x: Images, y: Labels, threat: ThreatModel, seed: int, *,
     more_rows, more_columns = _square_l2_padding(height, width) if threat.norm is Norm.L2 else (0, 0)
 
     def predict(images: Images) -> Logits:
-        cropped = images[:, :, :height, :width]
-        # With all points broken but one tied at margin zero, the reference asks for an empty batch.
-        return view(cropped) if len(cropped) else view(x[:1])[:0]
+        return view(images[:, :, :height, :width])
 
     attack = import_autoattack().square.SquareAttack(
         predict, n_queries=n_queries, p_init=0.8, resc_schedule=False, **_settings(x, threat, seed)
     )
+    margin_and_loss = attack.margin_and_loss
+
+    def without_ties(images: Images, labels: Labels) -> tuple[Losses, Losses]:
+        margin, loss = margin_and_loss(images, labels)
+        return margin.masked_fill(margin == 0, -_TINY), loss
+
+    # A margin of zero counts as broken; but if every point is broken and one of them tied, the reference goes on
+    # with an empty batch.
+    attack.margin_and_loss = without_ties
     padded = functional.pad(x, (0, more_columns, 0, more_rows))
     return _images(attack.perturb(padded, y))[:, :, :height, :width]
 

@@ -1,0 +1,89 @@
+"""Protocols are data: every step can be run, names are distinct, and the union starts with AutoAttack."""
+
+import inspect
+
+import pytest
+
+from hpm_robustbench.attacks import joint
+from hpm_robustbench.attacks.protocols import COMPONENTS, find_protocol, msa, standard
+from hpm_robustbench.attacks.registry import find_attack
+from hpm_robustbench.errors import BatchCoupled, UnknownName
+from hpm_robustbench.hpm.views import VIEWS
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA
+from hpm_robustbench.threat import Batching
+
+BATCHINGS = list(Batching)
+COUPLED_UNDER_JOINT = {"hpm", "soft"}
+
+
+@pytest.mark.parametrize("target", ["base", "hpm"])
+def test_standard_is_autoattack_in_its_own_order(target):
+    assert [step.name for step in standard(target)] == [f"{attack}@{target}" for attack in COMPONENTS]
+    assert {step.group for step in standard(target)} == {AUTOATTACK}
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_every_step_of_msa_names_what_exists(batching):
+    steps = msa(batching)
+    assert len({step.name for step in steps}) == len(steps)
+    assert {step.view for step in steps} == set(VIEWS) - {"fc"}
+    assert {step.view for step in msa(batching, fine_tuned=True)} == set(VIEWS)
+    for step in steps:
+        find_attack(step.attack)
+        if step.parameters:
+            assert step.attack == "joint"
+            assert set(step.parameters) <= set(inspect.signature(joint.JOINT.search).parameters)
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_no_repacking_attack_meets_a_coupled_view(batching):
+    for step in msa(batching):
+        coupled = step.view in COUPLED_UNDER_JOINT and not batching.row_independent
+        assert not (coupled and find_attack(step.attack).requires_row_independence)
+
+
+@pytest.mark.parametrize("batching", [Batching.SOLO, Batching.REFERENCE])
+def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
+    steps = msa(batching)
+    assert steps[:4] == standard("hpm")
+    assert steps[4].name == "conjunction@hpm"
+    assert {step.group for step in steps[4:]} == {MSA}
+    assert [step.name for step in steps[5:]] == [
+        "apgd-ce@base",
+        "apgd-ce@l2",
+        "apgd-ce@soft",
+        "apgd-t@base",
+        "apgd-t@l2",
+        "apgd-t@soft",
+    ]
+
+
+def test_msa_on_joint_batches():
+    assert [step.name for step in msa(Batching.JOINT)] == [
+        "joint@hpm.loss-ce",
+        "joint@hpm.loss-dlr",
+        "joint@hpm.loss-targeted.target_rank-2",
+        "joint@soft.loss-ce",
+        "joint@soft.loss-dlr",
+        "apgd-ce@base",
+        "apgd-ce@l2",
+        "apgd-t@base",
+        "apgd-t@l2",
+    ]
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_a_fine_tuned_classifier_also_meets_attacks_on_its_fc_head(batching):
+    added = {step.name for step in msa(batching, fine_tuned=True)} - {step.name for step in msa(batching)}
+    assert added == {"apgd-ce@fc", "apgd-t@fc"}
+
+
+def test_find_protocol():
+    assert find_protocol("standard", "hpm", Batching.SOLO) == standard("hpm")
+    assert find_protocol("msa", "hpm", Batching.JOINT) == msa(Batching.JOINT)
+    assert find_protocol("msa", "hpm", Batching.SOLO, fine_tuned=True) == msa(Batching.SOLO, fine_tuned=True)
+    assert find_protocol("msa", "base", Batching.SOLO) == standard("base")
+    with pytest.raises(UnknownName, match="standard"):
+        find_protocol("standart", "hpm", Batching.SOLO)
+    with pytest.raises(BatchCoupled, match="msa"):
+        find_protocol("standard", "hpm", Batching.JOINT)
