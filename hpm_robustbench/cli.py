@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpm_robustbench.errors import HpmBenchError
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 if TYPE_CHECKING:
     from hpm_robustbench.zoo.spec import ModelSpec
 
 _INTERRUPTED, _TERMINATED = 130, 75
-_DEFAULT_MODEL = "Digits2026ResNet"
 
 
 class _Terminated(BaseException):
@@ -50,7 +50,7 @@ def cli(quiet: bool) -> None:
 
 
 @cli.command()
-@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="A model's name; see `hpm-bench list`.")
+@click.option("--model", default=DIGITS_MODEL, show_default=True, help="A model's name; see `hpm-bench list`.")
 @click.option("--factory", help="Your own model: package.module:function that builds the untrained network.")
 @click.option("--name", help="Your model's name on its card; the factory's by default.")
 @click.option("--weights", type=_path, help="Your model's checkpoint: safetensors, or a torch file of tensors.")
@@ -103,6 +103,7 @@ def run(  # the options of one command
     if factory is None:
         spec = find_spec(model, **track)
     else:
+        sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
         spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
     outcome = evaluate(spec, run_options(**options))
     if form == "json":
