@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from hpm_robustbench.ledger.model_card import write_card
 from hpm_robustbench.ledger.plan import Examples, Plan
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
+from hpm_robustbench.shapes import Images
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -145,29 +145,23 @@ def _trials(
 ) -> Sequence[tuple[Plan, Subject]]:
     """The base model under AutoAttack, then the HPM classifier under MSA at each batching, SOLO always included."""
     base = Subject(wrapped.classifier, wrapped.base, "base")
-    trials = [(_plan(spec, base, Batching.SOLO, {}, test, options), base)]
+    trials = [(_plan(spec, base, Batching.SOLO, test, options), base)]
     for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
-        defence = options.defence.to_json()
-        images = None
-        if batching is Batching.REFERENCE:
-            reference = _evenly_spaced(training, _REFERENCE_IMAGES)
-            defence["reference"] = reference.fingerprint
-            images = reference.images.to(wrapped.classifier.prototypes.device)
-        hpm = Subject(wrapped.classifier.with_batching(batching, images), wrapped.base, "hpm")
-        trials.append((_plan(spec, hpm, batching, defence, test, options), hpm))
+        reference = _evenly_spaced(training, _REFERENCE_IMAGES) if batching is Batching.REFERENCE else None
+        hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
+        trials.append((_plan(spec, hpm, batching, test, options), hpm))
     return trials
 
 
-def _evenly_spaced(examples: ExampleSet, n: int) -> ExampleSet:
-    """About ``n`` examples of every part of a set, which may be sorted by class."""
-    return examples.take(range(0, len(examples), max(1, len(examples) // n))[:n])
+def _evenly_spaced(examples: ExampleSet, n: int) -> Images:
+    """``n`` images from every part of a set, which may be sorted by class."""
+    return examples.images[:: max(1, len(examples) // n)][:n]
 
 
 def _plan(
     spec: ModelSpec,
     subject: Subject,
     batching: Batching,
-    defence: dict[str, Any],
     test: ExampleSet,
     options: RunOptions,
 ) -> Plan:
@@ -182,7 +176,7 @@ def _plan(
         steps=find_protocol(protocol, subject.target, batching),
         examples=Examples(test.dataset.name, test.split, test.fingerprint, len(test)),
         state_sha256=subject_sha256(subject),
-        defence=defence,
+        defence=options.defence.to_json() if subject.target == "hpm" else {},
         software={
             "torch": version("torch"),
             "pyautoattack": version("pyautoattack"),

@@ -44,12 +44,13 @@ class HPMClassifier(nn.Module):
         self.batching = Batching.SOLO
         self.prototypes: Tensor
         self.carried: Tensor
+        self.reference_features: Tensor
+        self.reference_memberships: Tensor
         self.register_buffer("prototypes", torch.zeros_like(self.fc.weight, requires_grad=False))
         self.register_buffer("carried", torch.zeros_like(self.fc.weight, requires_grad=False))
         self.set_prototypes(prototypes)
         self.tau = nn.Parameter(torch.tensor(float(tau)))
         self.beta = nn.Parameter(torch.full((len(prototypes),), float(config.beta)))
-        self._reference: Reference | None = None
         self._frozen = False
 
     def set_prototypes(self, prototypes: ClassPrototypes) -> None:
@@ -86,9 +87,16 @@ class HPMClassifier(nn.Module):
                 beta,
                 config,
                 self.batching,
-                reference=self._reference,
+                reference=self.reference,
                 carried=self.carried,
             )
+
+    @property
+    def reference(self) -> Reference | None:
+        """The fixed clean set that every image joins, under REFERENCE."""
+        if self.batching is not Batching.REFERENCE:
+            return None
+        return Reference(self.reference_features, self.reference_memberships)
 
     def static_distances(self, features: Features) -> Logits:
         """Distances to the dataset prototypes alone (beta = 0)."""
@@ -118,11 +126,12 @@ class HPMClassifier(nn.Module):
             )
         other = copy.copy(self)
         other.batching = batching
-        other._reference = None
+        other._buffers = dict(self._buffers)
         if reference is not None:
             with torch.no_grad():
-                features, logits = self.embed(reference)
-                other._reference = Reference(features, memberships(logits, self.config))
+                features, logits = self.embed(reference.to(self.prototypes.device))
+            other.register_buffer("reference_features", features)
+            other.register_buffer("reference_memberships", memberships(logits, self.config).detach())
         return other
 
     def freeze(self) -> HPMClassifier:

@@ -51,7 +51,7 @@ def test_logits_are_distances_over_tau(classifier, images, batching):
         defence.beta,
         defence.config,
         batching,
-        reference=defence._reference,
+        reference=defence.reference,
     )
     torch.testing.assert_close(defence(x), -distances / 0.7, rtol=1e-6, atol=0)
 

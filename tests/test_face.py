@@ -1,0 +1,90 @@
+"""The face of the package: what a person writes in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hpm_robustbench
+from hpm_robustbench.data import open_dataset
+from hpm_robustbench.errors import InvalidInput, UnknownName
+from hpm_robustbench.ledger.model_card import read_card
+from hpm_robustbench.threat import Batching
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """Nearest class mean of raw pixels, as a linear head: a classifier without training."""
+    train = open_dataset("digits").train()
+    assert train is not None
+    means = torch.stack([train.images[train.labels == label].mean(0).flatten() for label in range(10)])
+    head = nn.Linear(64, 10)
+    with torch.no_grad():
+        head.weight.copy_(2 * means)
+        head.bias.copy_(-means.square().sum(1))
+    return nn.Sequential(nn.Flatten(), head)
+
+
+def test_a_model_of_ones_own_in_a_few_lines(model: nn.Module, tmp_path: Path) -> None:
+    source = open_dataset("digits")
+    test, train = source.test(), source.train()
+    assert train is not None
+    outcome = hpm_robustbench.benchmark(
+        model,
+        (test.images, test.labels),
+        (train.images, train.labels),
+        name="Mine",
+        dataset="scans",
+        eps="0.3",
+        n_ex=8,
+        output=tmp_path,
+    )
+    card = read_card(tmp_path / "model_cards" / "scans" / "Linf" / "Mine.json")
+    assert card == outcome.card
+    assert card.hpm_bench is not None
+    assert card.hpm_bench.weights.source == "memory:"
+    assert [e.target for e in card.hpm_bench.evaluations] == ["base", "hpm", "hpm"]
+    assert card.hpm_bench.verdict(Batching.SOLO) is not None
+
+
+def test_every_batching_can_be_tried(model: nn.Module, tmp_path: Path) -> None:
+    test = open_dataset("digits").test()
+    outcome = hpm_robustbench.benchmark(
+        model,
+        (test.images, test.labels),
+        name="Mine",
+        threat_model="L2",
+        eps="3",
+        n_ex=4,
+        batchings=(Batching.REFERENCE,),
+        output=tmp_path,
+    )
+    assert outcome.card.hpm_bench is not None
+    assert {e.batching for e in outcome.card.hpm_bench.evaluations} == {Batching.SOLO, Batching.REFERENCE}
+    assert "496 test images" in outcome.card.hpm_bench.notes["prototypes"]
+
+
+def test_wrapping_gives_a_classifier_with_the_known_answer(model: nn.Module) -> None:
+    train = open_dataset("digits").train()
+    assert train is not None
+    with torch.no_grad():
+        expected = model(train.images).argmax(1)
+    classifier = hpm_robustbench.wrap(model, train.images, train.labels, beta=0.0)
+    assert torch.equal(classifier(train.images).argmax(1), expected)
+
+
+def test_wrapping_refuses_images_that_are_not_in_the_box(model: nn.Module) -> None:
+    with pytest.raises(InvalidInput, match=r"\[0, 1\]"):
+        hpm_robustbench.wrap(model, torch.full((10, 1, 8, 8), 2.0), torch.arange(10))
+
+
+def test_models_can_be_listed_and_loaded() -> None:
+    assert "Carmon2019Unlabeled" in hpm_robustbench.list_models("cifar10", "Linf")
+    assert not any(name.startswith("Digits") for name in hpm_robustbench.list_models("cifar10"))
+    name = next(name for name in hpm_robustbench.list_models("digits"))
+    assert hpm_robustbench.load_model(name)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(UnknownName, match="Carmon2019Unlabeled"):
+        hpm_robustbench.load_model("Carmon2019")
