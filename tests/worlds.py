@@ -94,7 +94,8 @@ class IdentityHPM(World):
 
     def __init__(self, weight: Tensor, bias: Tensor, prototypes: Tensor, beta: Tensor) -> None:
         super().__init__()
-        self.weight, self.bias, self.prototypes, self.beta = weight, bias, prototypes, beta
+        for key, value in (("weight", weight), ("bias", bias), ("prototypes", prototypes), ("beta", beta)):
+            self.register_buffer(key, value)
 
     @classmethod
     def random(cls, n_classes: int, n_pixels: int, seed: int) -> IdentityHPM:

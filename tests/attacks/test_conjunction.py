@@ -1,0 +1,111 @@
+"""The error region is exact, and the search finds what exhaustive search finds."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpm_robustbench.attacks.conjunction import CONDITIONS
+from hpm_robustbench.attacks.registry import run_attack
+from hpm_robustbench.hpm.backbone import Split
+from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.prototypes import class_means
+from hpm_robustbench.hpm.views import Subject, make_view
+from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.threat import ThreatModel
+
+SEARCH = Step("hpm", "conjunction", "msa", {"steps": 25})
+
+
+def fulfilled(region, y, condition):
+    """Rows for which some target fulfils the condition: [N]."""
+    found = torch.zeros_like(y, dtype=torch.bool)
+    for target in range(region.fc.shape[1]):
+        terms = condition(region, y, torch.full_like(y, target))
+        found |= (terms.amin(1) > 0) & (y != target)
+    return found
+
+
+def decided(logits, y):
+    """Rows that rounding cannot tip over: the definition goes by way of mixed prototypes and rounds differently."""
+    gaps = (logits - logits.gather(1, y[:, None])).abs().scatter(1, y[:, None], 1.0)
+    return gaps.amin(1) > 1e-12
+
+
+@given(n_classes=st.integers(2, 6), n_pixels=st.integers(1, 6), beta=st.floats(0, 1), seed=st.integers(0, 2**32))
+def test_the_conditions_together_are_the_error_region(worlds, n_classes, n_pixels, beta, seed):
+    world = worlds.IdentityHPM.random(n_classes, n_pixels, seed).double()
+    world.beta = torch.where(torch.arange(n_classes) % 2 == 0, beta, world.beta)
+    x = torch.rand(200, 1, 1, n_pixels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = torch.arange(200) % n_classes
+    region = torch.stack([fulfilled(world.region(x), y, condition) for condition in CONDITIONS]).any(0)
+    sure = decided(world(x), y)
+    assert sure.any()
+    assert torch.equal(region[sure], (world.predict(x) != y)[sure])
+
+
+def test_no_condition_is_idle(worlds):
+    world = worlds.IdentityHPM.random(5, 4, seed=0).double()
+    x = torch.rand(2000, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.arange(2000) % 5
+    each = torch.stack([fulfilled(world.region(x), y, condition) for condition in CONDITIONS])
+    only = each & (each.sum(0) == 1)
+    assert only[0].any(), "FC chooses c, and only its discount makes it win"
+    assert only[1].any(), "FC chooses a third class"
+    assert only[2].any(), "FC stays with y"
+
+
+@pytest.mark.parametrize("distance", ["squared", "l2", "scaled-l2"])
+def test_the_views_region_is_that_of_the_real_classifier(distance):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(6, 4).double()
+    prototypes = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    config = HPMConfig(beta=0.4, distance=distance)
+    classifier = HPMClassifier(Split(torch.nn.Flatten(), head), prototypes, config).double().freeze()
+    view = make_view("hpm", Subject(classifier, classifier))
+    x = torch.rand(500, 1, 2, 3, generator=generator, dtype=torch.float64)
+    y = torch.arange(500) % 4
+    region = torch.stack([fulfilled(view.region(x), y, condition) for condition in CONDITIONS]).any(0)
+    logits = view.target_logits(x)
+    sure = decided(logits, y)
+    assert torch.equal(region[sure], (logits.argmax(1) != y)[sure])
+
+
+@settings(max_examples=25)
+@given(
+    norm=st.sampled_from([("Linf", "0.15"), ("L2", "0.2")]),
+    n_classes=st.sampled_from([2, 3, 6]),
+    seed=st.integers(0, 2**32),
+)
+def test_finds_what_exhaustive_search_finds(worlds, norm, n_classes, seed):
+    threat = ThreatModel.parse(*norm)
+    world = worlds.IdentityHPM.random(n_classes, 2, seed)
+    x = torch.rand(8, 1, 1, 2, generator=torch.Generator().manual_seed(seed))
+    y = world.predict(x)
+    share = world.breakable(x, y, threat)
+    x_adv = run_attack(SEARCH, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 8)
+    broken = world.predict(x_adv) != y
+    assert broken[share > 0.005].all()
+
+
+def test_sees_through_a_real_classifier(digits, digits_net):
+    """A gradient through one side of the FC decision leaves rows standing that the conjunction breaks."""
+    backbone, head = digits_net.net[:-1], digits_net.net[-1]
+    with torch.no_grad():
+        prototypes = class_means(backbone(digits[0][:1500]), digits[1][:1500], 10)
+    classifier = HPMClassifier(Split(backbone, head), prototypes, HPMConfig(), tau=1.0).freeze()
+    subject = Subject(classifier, digits_net)
+    x, y = digits[0][1500:1550], digits[1][1500:1550]
+    correct = subject.target_logits(x).argmax(1) == y
+    threat = ThreatModel.parse("L2", "0.8")
+
+    def standing(step):
+        x_adv = run_attack(step, make_view(step.view, subject), x, y, correct, threat, 0, 100)
+        return correct & (subject.target_logits(x_adv).argmax(1) == y)
+
+    untargeted, targeted = standing(Step("hpm", "apgd-ce", "test")), standing(Step("hpm", "apgd-t", "test"))
+    conjunction = standing(SEARCH)
+    assert 0 < conjunction.sum() < targeted.sum()
+    assert conjunction.sum() < untargeted.sum() / 2
+    assert (conjunction & ~(untargeted & targeted)).sum() <= 1

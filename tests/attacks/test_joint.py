@@ -1,0 +1,116 @@
+"""Whole batches move together, and what is kept was submitted together."""
+
+import pytest
+import torch
+
+from hpm_robustbench.attacks.registry import run_attack
+from hpm_robustbench.errors import UnknownName
+from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.threat import ThreatModel
+
+THREAT = ThreatModel.parse("Linf", "0.1")
+
+
+def joint(view, x, y, active=None, batch_size=100, **parameters):
+    active = torch.ones_like(y, dtype=torch.bool) if active is None else active
+    return run_attack(Step("world", "joint", "msa", parameters), view, x, y, active, THREAT, 0, batch_size)
+
+
+def coupled(worlds, own, shared):
+    """Twenty images of label 0, half of which the best whole batch can have wrong."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.3 + 0.4 * torch.rand(20, 1, 4, 4, generator=generator)
+    sums = x.flatten(1).sum(1)
+    scores = (own * sums + shared * sums.mean()).sort().values
+    gain = 16 * 0.1 * (own + shared)
+    offset = -float(scores[9] + scores[10]) / 2 - gain
+    world = worlds.CoupledWorld(torch.full((16,), own), torch.full((16,), shared), offset)
+    return world, x, torch.zeros(20, dtype=torch.long)
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "targeted"])
+@pytest.mark.parametrize(("own", "shared"), [(1.0, 1.0), (0.2, 2.0), (1.0, 0.0)])
+def test_reaches_the_best_whole_batch(loss, own, shared, worlds):
+    world, x, y = coupled(worlds, own, shared)
+    assert (world.predict(x) == 0).all()
+    found = int((world.predict(joint(world, x, y, loss=loss, steps=50)) == 1).sum())
+    assert found == world.most_wrong(x, THREAT) == 10
+
+
+def test_cross_terms_count(worlds):
+    """What a row gains alone, beside clean mates, is less than what the whole batch gains together."""
+    world, x, y = coupled(worlds, 0.2, 2.0)
+    together = int((world.predict(joint(world, x, y, steps=50)) == 1).sum())
+    alone = 0
+    for row in range(len(x)):
+        mixed = x.clone()
+        mixed[row] += 0.1  # the best move of one row
+        alone += int(world.predict(mixed)[row] == 1)
+    assert alone == 0
+    assert together == 10
+
+
+def test_mates_move_for_the_active_rows_and_idle_batches_rest(worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    active = torch.arange(20) == 3
+    x_adv = joint(world, x, y, active, batch_size=8, steps=5)
+    assert (x_adv[:8] != x[:8]).flatten(1).any(1).all()
+    assert torch.equal(x_adv[8:], x[8:])
+
+
+def test_batches_are_consecutive_and_the_last_may_be_partial(worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    sizes = []
+    world.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    whole = joint(world, x, y, batch_size=8, steps=5)
+    assert set(sizes) == {8, 4}
+    for start in (0, 8, 16):
+        rows = slice(start, start + 8)
+        assert torch.equal(whole[rows], joint(world, x[rows], y[rows], batch_size=8, steps=5))
+
+
+def test_keeps_one_submitted_batch_not_a_patchwork(worlds):
+    """Two rows that can be broken only one at a time: no iterate has both wrong, so neither may the answer."""
+
+    submitted = []
+
+    class Rivals(worlds.World):
+        row_independent = False
+
+        def forward(self, x):
+            submitted.append(x.detach().clone())
+            lead = (x.flatten(1).sum(1) - x.flatten(1).sum(1).flip(0)) * 5 - 0.3
+            return torch.stack([-lead, lead], 1)
+
+    world, x, y = Rivals(), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+    x_adv = joint(world, x, y, steps=40)
+    assert (world.predict(x_adv) != y).sum() == 1
+    assert any(torch.equal(x_adv, batch) for batch in submitted[:-1])
+
+
+def test_ends_when_every_row_is_wrong(worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    world.offset = 100.0
+    view = worlds.Wrapped(world)
+    view.row_independent = False
+    joint(view, x, y, steps=100)
+    assert view.calls == 2, "one gradient and one look at the target"
+
+
+def test_restarts_and_target_ranks_are_different_searches(worlds):
+    world, x = worlds.LinearWorld.random(6, 16, seed=0), torch.rand(10, 1, 4, 4)
+    y = world.predict(x)
+    answers = [
+        joint(world, x, y, loss="targeted", steps=5),
+        joint(world, x, y, loss="targeted", steps=5, restart=1),
+        joint(world, x, y, loss="targeted", steps=5, target_rank=3),
+    ]
+    assert not any(torch.equal(a, b) for i, a in enumerate(answers) for b in answers[:i])
+    runner_up = joint(world, x, y, loss="targeted", steps=5, target_rank=2)
+    assert torch.equal(runner_up, answers[0])
+
+
+def test_unknown_loss(worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    with pytest.raises(UnknownName, match="targeted"):
+        joint(world, x, y, loss="targetted")
