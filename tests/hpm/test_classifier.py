@@ -148,6 +148,24 @@ def test_reference_images_take_part_in_the_answer(classifier, images):
     assert (one(images(5)) - other(images(5))).abs().max() > 1e-3
 
 
+def test_reference_images_are_state_without_a_graph(classifier, images):
+    one, other = (classifier().with_batching(Batching.REFERENCE, images(4, seed=seed)) for seed in (3, 4))
+    assert not any(part.requires_grad for part in one.reference)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(images(5)), one(images(5)))
+
+
+def test_carried_prototypes_stand_in_for_absent_classes(classifier, images):
+    """Alone, an image belongs to its FC class only: all others are compared with halfway to the carried prototype."""
+    defence = classifier(HPMConfig(absent="carry"))
+    defence.carried.fill_(2.0)
+    features, fc = defence.embed(images(7))
+    own = torch.nn.functional.one_hot(fc.argmax(dim=1), 4).unsqueeze(2)
+    prototypes = (defence.prototypes + torch.where(own == 1, features.unsqueeze(1), 2.0)) / 2
+    wanted = -(features.unsqueeze(1) - prototypes).square().sum(dim=2) / defence.tau
+    torch.testing.assert_close(defence(images(7)), wanted)
+
+
 def test_the_state_of_one_classifier_makes_another_answer_bit_for_bit_alike(classifier, net, images, tmp_path):
     source = classifier().float()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.views import VIEWS, Subject, make_view
+from hpm_robustbench.hpm.views import VIEWS, Subject, View, make_view
 from hpm_robustbench.threat import Batching
 
 N = 8
@@ -59,6 +59,13 @@ def test_writing_into_the_answer_harms_nobody(subject, images, name, batching):
     wanted = first.clone()
     first.fill_(-torch.inf)
     assert torch.equal(view(x), wanted)
+
+
+def test_a_view_hands_out_copies_even_of_what_its_model_keeps(subject, images):
+    kept = torch.zeros((N, 4))
+    view = View("constant", subject(), lambda x: kept, row_independent=True)
+    view(images(N)).fill_(-torch.inf)
+    assert torch.equal(kept, torch.zeros((N, 4)))
 
 
 @every_view

@@ -11,6 +11,7 @@ from math import log, sqrt
 import pytest
 import torch
 
+from hpm_robustbench.hpm import prototypes
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import (
     Reference,
@@ -229,6 +230,14 @@ def test_distances_from_squared_ones():
     assert_equal(distances(squared, 4, HPMConfig()), [[0, 4, 9]])
     assert_equal(distances(squared, 4, HPMConfig(distance="l2")), [[0, 2, 3]])
     assert_equal(distances(squared, 4, HPMConfig(distance="scaled-l2")), [[0, 1, 1.5]])
+
+
+@pytest.mark.parametrize("at_once", [1, 12, 2**24])
+def test_distances_do_not_depend_on_how_many_classes_are_taken_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(prototypes, "_DIFFERENCES_AT_ONCE", at_once)
+    wanted = [[1, 9, 17], [9, 1, 25], [2, 10, 10]]
+    assert_equal(prototypes.squared_distances(Z, DATASET), wanted)
+    assert_equal(prototypes.squared_distances(Z, DATASET.repeat(3, 1, 1)), wanted)
 
 
 def test_class_means_and_a_class_without_examples():
