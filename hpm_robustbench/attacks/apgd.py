@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,50 +118,51 @@ def ascend(
     """
     ball = Ball(x, threat)
     may_move = torch.ones_like(x, dtype=torch.bool) if free is None else _per_image(free)
-    point = torch.where(may_move, ball.random_point(generator) if start is None else ball.project(start), x)
-    previous = point
-    loss, gradient = _evaluate(loss_per_row, point)
-    best = point, loss, gradient
-    step_sizes = _StepSizes(2 * float(threat.eps), loss)
-    done = observe(point, loss)
+    first = ball.random_point(generator) if start is None else ball.project(start)
+    now = best = _evaluate(loss_per_row, torch.where(may_move, first, x))
+    previous = now.x
+    step_sizes = _StepSizes(2 * float(threat.eps), now.loss)
     last_checkpoint, checkpoints = 0, _checkpoints(steps)
+    done = observe(now.x, now.loss)
     for step in range(1, steps + 1):
         if done:
             break
-        stepped = ball.project(point + _per_image(step_sizes.size) * ball.direction(gradient))
+        stepped = ball.project(now.x + _per_image(step_sizes.size) * ball.direction(now.gradient))
         inertia = 1 - MOMENTUM if step > 1 else 0.0
-        moved = ball.project(point + (1 - inertia) * (stepped - point) + inertia * (point - previous))
-        previous, point, last_loss = point, torch.where(may_move, moved, x), loss
-        loss, gradient = _evaluate(loss_per_row, point)
-        step_sizes.rises += loss > last_loss
-        best = _choose(loss > best[1], (point, loss, gradient), best)
-        done = observe(point, loss)
+        moved = ball.project(now.x + (1 - inertia) * (stepped - now.x) + inertia * (now.x - previous))
+        previous, last_loss = now.x, now.loss
+        now = _evaluate(loss_per_row, torch.where(may_move, moved, x))
+        step_sizes.rises += now.loss > last_loss
+        best = _choose(now.loss > best.loss, now, best)
+        done = observe(now.x, now.loss)
         if step in checkpoints:
-            halved = step_sizes.halve(step - last_checkpoint, best[1])
-            point, loss, gradient = _choose(halved, best, (point, loss, gradient))
+            now = _choose(step_sizes.halve(step - last_checkpoint, best.loss), best, now)
             last_checkpoint = step
-    return Ascent(best[0], best[1])
+    return Ascent(best.x, best.loss)
 
 
-_State = tuple[Images, Losses, Images]
+class _Point(NamedTuple):
+    x: Tensor
+    loss: Tensor
+    gradient: Tensor
 
 
-def _choose(where: Mask, first: _State, second: _State) -> _State:
-    """Per row, point, loss and gradient of ``first`` where the mask says so, else of ``second``."""
+def _choose(where: Mask, yes: _Point, no: _Point) -> _Point:
+    """Row by row one point or the other."""
     image = _per_image(where)
-    return (
-        torch.where(image, first[0], second[0]),
-        torch.where(where, first[1], second[1]),
-        torch.where(image, first[2], second[2]),
+    return _Point(
+        torch.where(image, yes.x, no.x),
+        torch.where(where, yes.loss, no.loss),
+        torch.where(image, yes.gradient, no.gradient),
     )
 
 
-def _evaluate(loss_per_row: LossPerRow, x: Images) -> tuple[Losses, Images]:
+def _evaluate(loss_per_row: LossPerRow, x: Images) -> _Point:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         loss = loss_per_row(leaf)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    return loss.detach(), gradient.nan_to_num()  # a distance of zero has no gradient
+    return _Point(x, loss.detach(), gradient.nan_to_num())  # a distance of zero may have no gradient
 
 
 def _checkpoints(steps: int) -> set[int]:

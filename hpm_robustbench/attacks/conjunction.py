@@ -24,7 +24,7 @@ from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.base import View, packed, seeded
 from hpm_robustbench.attacks.losses import margin, pick, ranked_others, targeted_margin
 from hpm_robustbench.hpm.views import Region
-from hpm_robustbench.shapes import Images, Labels, Losses
+from hpm_robustbench.shapes import Images, Labels, Logits, Losses
 from hpm_robustbench.threat import ThreatModel
 
 Condition = Callable[[Region, Labels, Labels], Float[Tensor, "N T"]]
@@ -111,8 +111,13 @@ def _in_units_of(clean: Region, region: Region) -> Region:
 
     No condition changes when either is scaled, and neither term of one then drowns the other.
     """
-    fc_unit, distance_unit = (part.std(dim=1, keepdim=True) for part in (clean.fc, clean.distances))
-    return Region(region.fc / fc_unit, region.distances / distance_unit, region.discount)
+    return Region(region.fc / _spread(clean.fc), region.distances / _spread(clean.distances), region.discount)
+
+
+def _spread(values: Logits) -> Float[Tensor, "N 1"]:
+    """Standard deviation over the classes; never zero, not even where all classes are equal."""
+    rounding = 1e-6 * values.abs().amax(dim=1, keepdim=True)
+    return values.std(dim=1, keepdim=True).maximum(rounding).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def _conjunction(

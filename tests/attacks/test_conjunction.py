@@ -72,7 +72,7 @@ def test_the_views_region_is_that_of_the_real_classifier(distance):
     assert torch.equal(region[sure], (logits.argmax(1) != y)[sure])
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     norm=st.sampled_from([("Linf", "0.15"), ("L2", "0.2")]),
     n_classes=st.sampled_from([2, 3, 6]),
@@ -87,6 +87,22 @@ def test_finds_what_exhaustive_search_finds(worlds, norm, n_classes, seed):
     x_adv = run_attack(SEARCH, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 8)
     broken = world.predict(x_adv) != y
     assert broken[share > 0.005].all()
+
+
+def test_prototypes_that_are_all_equal_leave_the_fc_decision(threat, worlds):
+    """Then every distance is the same, the discount alone decides, and HPM is its FC head."""
+    world = worlds.IdentityHPM.random(4, 9, seed=0)
+    world.prototypes.zero_()
+    world.beta.fill_(0.5)
+    head = worlds.Wrapped(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 4))).requires_grad_(False)
+    head.net[1].load_state_dict({"weight": world.weight, "bias": world.bias})
+    x = torch.rand(20, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    y, active = world.predict(x), torch.ones(20, dtype=torch.bool)
+    assert torch.equal(y, head.predict(x))
+    found = world.predict(run_attack(SEARCH, world, x, y, active, threat, 0, 20)) != y
+    reference = head.predict(run_attack(Step("fc", "apgd-t", "test"), head, x, y, active, threat, 0, 20)) != y
+    assert reference.any()
+    assert found[reference].all()
 
 
 def test_sees_through_a_real_classifier(digits, digits_net):
