@@ -169,6 +169,13 @@ class Probabilities(Net):
         return super().forward(x).softmax(dim=1)
 
 
+class EditedLogits(Net):
+    """Writes into what its head returned, so that it looks as if the head had returned that."""
+
+    def forward(self, x):
+        return super().forward(x).mul_(2)
+
+
 class FunctionalHead(Net):
     def forward(self, x):
         return F.linear(self.trunk(x), self.fc.weight, self.fc.bias)
@@ -246,6 +253,7 @@ class BareLinear(nn.Linear):
 REFUSED = {
     BareLinear: "other logits, or features that are not [N, D]",
     Probabilities: "candidates: fc (6 -> 5)",
+    EditedLogits: "candidates: fc (6 -> 5).",
     FunctionalHead: "fc (6 -> 5, not called)",
     RenormalisedHead: "other logits, or features that are not [N, D]",
     ReshapedLogits: "other logits, or features that are not [N, D]",
