@@ -8,6 +8,14 @@ from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.robustbench_compat import import_autoattack
 from hpm_robustbench.threat import ThreatModel
 
+SAME_BUDGET = {
+    ("apgd-t", "targets"): ("apgd_targeted", "n_target_classes"),
+    ("fab-t", "targets"): ("fab", "n_target_classes"),
+    ("fab-t", "n_iter"): ("fab", "n_iter"),
+    ("square", "n_queries"): ("square", "n_queries"),
+}
+"""Our parameter of a step, and where stock keeps it; APGD's iterations cannot be changed after construction."""
+
 
 def cascade(net, x, y, threat, seed, batch_size, budget):
     """What the caller does: attack the rows that stand, keep what the target gets wrong."""
@@ -28,10 +36,9 @@ def stock(net, x, y, threat, seed, batch_size, budget):
     attack = import_autoattack().AutoAttack(
         net, norm=threat.norm.value, eps=float(threat.eps), seed=seed, version="standard"
     )
-    attack.square.n_queries = budget.get("square", {}).get("n_queries", 5000)
-    attack.apgd_targeted.n_target_classes = budget.get("apgd-t", {}).get("targets", 9)
-    attack.fab.n_target_classes = budget.get("fab-t", {}).get("targets", 9)
-    attack.fab.n_iter = budget.get("fab-t", {}).get("n_iter", 100)
+    for (name, parameter), (component, attribute) in SAME_BUDGET.items():
+        if parameter in budget.get(name, {}):
+            setattr(getattr(attack, component), attribute, budget[name][parameter])
     return attack.run_standard_evaluation(x, y, batch_size=batch_size)
 
 
@@ -52,9 +59,9 @@ def test_same_images_and_verdicts_as_stock_at_full_budgets(norm, eps, rows, batc
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", "0.2"), ("L2", "0.9")])
-@pytest.mark.parametrize(("seed", "batch_size"), [(0, 1), (1, 4), (2, 100)])
+@pytest.mark.parametrize(("seed", "batch_size"), [(0, 1), (1, 3), (2, 100)])
 def test_same_as_stock_for_any_batch_size_and_seed(norm, eps, seed, batch_size, digits, digits_net):
-    x, y = digits[0][1514:1526], digits[1][1514:1526]
+    x, y = digits[0][1514:1522], digits[1][1514:1522]
     quick = {"apgd-t": {"targets": 1}, "fab-t": {"targets": 2, "n_iter": 10}, "square": {"n_queries": 30}}
     threat = ThreatModel.parse(norm, eps)
     assert_same_as_stock(digits_net, x, y, threat, seed=seed, batch_size=batch_size, budget=quick)
