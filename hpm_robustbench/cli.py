@@ -76,9 +76,17 @@ def cli(quiet: bool) -> None:
 @_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes; by default one per core, at most four, and one on an accelerator. Changes no result.",
+)
 @_output
 @_format
+@click.pass_obj
 def run(  # the options of one command
+    arguments: Sequence[str],
+    /,
     form: str,
     model: str,
     factory: str | None,
@@ -89,15 +97,18 @@ def run(  # the options of one command
     dataset: str | None,
     threat_model: str | None,
     eps: str | None,
+    workers: int | None,
     **options: Any,
 ) -> None:
     """Wrap a model, attack it with AutoAttack and MSA, and write its card.
 
     The same command continues an interrupted run.
     """
-    from hpm_robustbench.pipeline import evaluate
+    import torch
+
     from hpm_robustbench.report import render_card
     from hpm_robustbench.request import find_spec, own_spec, run_options
+    from hpm_robustbench.workers import default_workers, evaluate_together
 
     track = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
     if factory is None:
@@ -105,7 +116,11 @@ def run(  # the options of one command
     else:
         sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
         spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
-    outcome = evaluate(spec, run_options(**options))
+    torch.set_num_threads(1)  # a sum's last bits depend on the threads; processes are the better parallelism anyway
+    workers = workers or default_workers(options["device"])
+    outcome = evaluate_together(spec, run_options(**options), workers, arguments)
+    if outcome is None:
+        return
     if form == "json":
         click.echo(_json(outcome.card.to_json()))
     else:
@@ -219,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
     resume = "Run the same command again to continue: every finished step is kept."
     try:
-        code = cli.main(args=arguments, standalone_mode=False) or 0
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        code = cli.main(args=given, obj=given, standalone_mode=False) or 0
     except HpmBenchError as error:
         code = _say(f"error: {error}", error.exit_code)
     except click.ClickException as error:

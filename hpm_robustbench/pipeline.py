@@ -14,11 +14,12 @@ from torch import nn
 from hpm_robustbench.attacks.protocols import find_protocol
 from hpm_robustbench.data import DataSource, ExampleSet, open_dataset
 from hpm_robustbench.errors import InvalidInput, UsageProblem
-from hpm_robustbench.evaluation.runner import run, state_sha256, subject_sha256
+from hpm_robustbench.evaluation.runner import WHOLE, Share, run, state_sha256, subject_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.model_card import write_card
 from hpm_robustbench.ledger.plan import Examples, Plan
 from hpm_robustbench.ledger.record import RunRecord
@@ -72,6 +73,18 @@ class Outcome:
     records: tuple[RunRecord, ...]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model ready for trial: everything that costs something is loaded, nothing is attacked yet."""
+
+    spec: ModelSpec
+    test: ExampleSet
+    trials: Sequence[tuple[Plan, Subject]]
+    weights_sha256: tuple[str, ...]
+    prototypes_from: str
+    output: Path
+
+
 def evaluate(
     spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
 ) -> Outcome:
@@ -88,6 +101,15 @@ def evaluate(
     Raises:
         HpmBenchError: see ``errors``; whatever was finished before is kept.
     """
+    case = prepare(spec, options, model=model, source=source)
+    attack(case)
+    return conclude(case)
+
+
+def prepare(
+    spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
+) -> Case:
+    """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
     device = _device(options.device)
     source = source or open_dataset(spec.dataset, data=options.data, data_dir=options.data_dir)
     test, training = _examples(source, options.n_ex)
@@ -96,18 +118,28 @@ def evaluate(
     else:
         sha256 = (state_sha256(model),)
     wrapped = wrap(model, training, options.defence, head=spec.head.path, device=device, batch_size=options.batch_size)
-    records = tuple(
-        run(plan, subject, test, options.output / "runs", _environment(device))
-        for plan, subject in _trials(spec, wrapped, training, test, options)
-    )
+    trials = _trials(spec, wrapped, training, test, options)
+    return Case(spec, test, trials, sha256, wrapped.prototypes_from, options.output)
+
+
+def attack(case: Case, share: Share = WHOLE) -> None:
+    """Do this share of what is not yet written down."""
+    for plan, subject in case.trials:
+        run(plan, subject, case.test, case.output / "runs", _environment(subject.device), share)
+
+
+def conclude(case: Case) -> Outcome:
+    """Collect the records of a case whose every shard is written down, and write its card."""
+    journals = [Journal(case.output / "runs", plan) for plan, _ in case.trials]
+    records = tuple(record for journal in journals if (record := journal.record()) is not None)
     card = build_card(
-        spec,
+        case.spec,
         records,
-        n_classes=source.dataset.n_classes,
-        weights_sha256=sha256,
-        notes={"prototypes": wrapped.prototypes_from},
+        n_classes=case.test.dataset.n_classes,
+        weights_sha256=case.weights_sha256,
+        notes={"prototypes": case.prototypes_from},
     )
-    return Outcome(card, write_card(card, options.output / "model_cards"), records)
+    return Outcome(card, write_card(card, case.output / "model_cards"), records)
 
 
 def _device(name: str) -> torch.device:
@@ -180,7 +212,7 @@ def _plan(
         software={
             "torch": version("torch"),
             "pyautoattack": version("pyautoattack"),
-            "device": subject.classifier.prototypes.device.type,
+            "device": subject.device.type,
         },
         seed=options.seed,
         batch_size=batch_size,

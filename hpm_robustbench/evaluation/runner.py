@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,17 @@ from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
 from hpm_robustbench.shapes import Images, Labels, Mask
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every ``of``-th shard, starting with number ``index``."""
+
+    index: int
+    of: int
+
+
+WHOLE = Share(0, 1)
 
 
 def state_sha256(*modules: nn.Module) -> str:
@@ -41,8 +53,15 @@ def subject_sha256(subject: Subject) -> str:
     return state_sha256(*((subject.base,) if subject.target == "base" else (subject.classifier, subject.base)))
 
 
-def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environment: dict[str, str]) -> RunRecord:
-    """Carry out what of ``plan`` is not yet written, and return the whole record.
+def run(
+    plan: Plan,
+    subject: Subject,
+    examples: ExampleSet,
+    runs: Path,
+    environment: dict[str, str],
+    share: Share = WHOLE,
+) -> RunRecord | None:
+    """Carry out what of ``plan`` is not yet written; return the record once every shard is there.
 
     Args:
         plan: what to do; its run key names the folder under ``runs``.
@@ -50,6 +69,7 @@ def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environm
         examples: the images that the plan's fingerprint names.
         runs: folder of all runs.
         environment: versions and device, written beside the results.
+        share: which shards to do; the others are somebody else's.
 
     Raises:
         InvalidInput: the model changed its own weights while it was attacked.
@@ -59,10 +79,10 @@ def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environm
     finished = journal.record()
     if finished is not None:
         return finished
-    shards = plan.shards()
+    shards = list(enumerate(plan.shards()))[share.index :: share.of]
     title = f"{plan.model} {plan.target} {plan.batching.value} {plan.threat}"
     with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
-        for index, rows in enumerate(shards):
+        for index, rows in shards:
             _Shard(plan, subject, examples, index, rows).run(journal, progress)
     if subject_sha256(subject) != plan.state_sha256:
         raise InvalidInput(
@@ -70,9 +90,7 @@ def run(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, environm
             got="a changed state; the results of this run do not describe one model",
             next_step=f"make forward() stateless, then remove {journal.folder} and run again",
         )
-    record = journal.record()
-    assert record is not None
-    return record
+    return journal.record()
 
 
 class _Shard:
@@ -80,7 +98,7 @@ class _Shard:
 
     def __init__(self, plan: Plan, subject: Subject, examples: ExampleSet, index: int, rows: Sequence[int]) -> None:
         self.plan, self.subject, self.index, self.rows = plan, subject, index, tuple(rows)
-        device = next(subject.base.parameters()).device
+        device = subject.device
         chosen = examples.take(self.rows)
         self.x: Images = chosen.images.to(device)
         self.y: Labels = chosen.labels.to(device)

@@ -47,6 +47,11 @@ class Subject:
     base: nn.Module
     target: str = "hpm"
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.classifier.prototypes.device
+
     def target_logits(self, x: Images) -> Logits:
         """Logits of the deployed model, without gradients."""
         with torch.no_grad():

@@ -90,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         torch.manual_seed(0)
         net = scope["small"]()
         optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
-        for _ in range(60):
+        for _ in range(30):
             optimiser.zero_grad()
             F.cross_entropy(net(train.images), train.labels).backward()
             optimiser.step()

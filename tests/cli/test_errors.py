@@ -24,7 +24,7 @@ from hpm_robustbench.errors import (
 def failure(arguments: list[str]) -> HpmBenchError:
     """The error that a command line ends with."""
     with pytest.raises(HpmBenchError) as caught:
-        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        CliRunner().invoke(cli, arguments, obj=arguments, catch_exceptions=False)
     for part in (caught.value.wanted, caught.value.got, caught.value.next_step):
         assert part.strip()
     return caught.value
@@ -66,7 +66,7 @@ def test_an_unknown_model_shows_the_nearest_names(tmp_path: Path) -> None:
         (["--factory", "own:smal"], "small"),
         (["--factory", "nowhere:small"], "PYTHONPATH"),
         (["--data", "missing.npz"], "not there"),
-        (["--weights", "missing.safetensors"], "no such file"),
+        (["--weights", "missing.safetensors"], "no readable file"),
     ],
 )
 def test_usage_problems(place, tmp_path: Path, arguments: list[str], word: str) -> None:

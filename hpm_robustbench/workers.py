@@ -1,0 +1,93 @@
+"""Several processes on one machine: the same command, each with a share of the shards.
+
+Nothing but the command line crosses. A worker writes into the journal what anybody else would have written there, so
+the number of workers changes no byte, and what a dead worker leaves undone is done by whoever runs the command next.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from hpm_robustbench.evaluation.runner import Share
+from hpm_robustbench.pipeline import Outcome, RunOptions, attack, conclude, prepare
+from hpm_robustbench.zoo.spec import ModelSpec
+
+_SHARE = "HPM_BENCH_SHARE"
+"""Environment variable that makes a process a helper: ``index/of``, counting from 0."""
+_MOST = 4
+"""Each process holds a model and the training images; more of them only on request."""
+
+
+def default_workers(device: str) -> int:
+    """As many as this process may use cores, up to four; one for an accelerator."""
+    if not device.startswith("cpu"):
+        return 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST)
+
+
+def evaluate_together(spec: ModelSpec, options: RunOptions, workers: int, arguments: Sequence[str]) -> Outcome | None:
+    """``pipeline.evaluate`` with the help of ``workers`` - 1 other processes; None in those.
+
+    The calling process does a share too, and then all that is still missing. So an error that helpers met is met here
+    as well, and told once.
+
+    Args:
+        spec: which model.
+        options: how.
+        workers: processes in all.
+        arguments: of ``hpm-bench``, by which this process was asked for the same.
+    """
+    if _SHARE in os.environ:
+        threading.Thread(target=_end_with_the_caller, daemon=True).start()
+        attack(prepare(spec, options), _parse_share(os.environ[_SHARE]))
+        return None
+    case = prepare(spec, options)
+    with _helpers(workers, arguments) as wait:
+        attack(case, Share(0, workers))
+        wait()
+    attack(case)
+    return conclude(case)
+
+
+def _parse_share(text: str) -> Share:
+    index, of = text.split("/")
+    return Share(int(index), int(of))
+
+
+def _end_with_the_caller() -> None:
+    """The pipe to a helper closes when its caller ends, even by kill -9."""
+    sys.stdin.buffer.read()
+    os._exit(os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 1)
+
+
+@contextmanager
+def _helpers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """Start the other processes; none outlives the context."""
+    command = [sys.executable, "-m", "hpm_robustbench", *arguments]
+    running = [
+        subprocess.Popen(  # noqa: S603 - our own command line
+            command,
+            env={**os.environ, _SHARE: f"{index}/{workers}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for index in range(1, workers)
+    ]
+
+    def wait() -> None:
+        for process in running:
+            process.wait()
+
+    try:
+        yield wait
+    finally:
+        for process in running:
+            process.terminate()
+        wait()
