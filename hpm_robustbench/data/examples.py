@@ -85,7 +85,7 @@ class ExampleSet:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset that can be read: always test images, sometimes training images; nothing is read before it is asked."""
+    """A dataset that can be read: always test images, sometimes training images; no image is kept here."""
 
     dataset: Dataset
     read_test: Read

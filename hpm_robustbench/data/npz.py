@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.lib.npyio import NpzFile
 
 from hpm_robustbench.data.examples import DataSource, Pair
@@ -50,9 +51,9 @@ def open_npz(name: str, path: Path) -> DataSource:
 
 def _describe(name: str, path: Path, test: tuple[str, str], train: tuple[str, str] | None) -> Dataset:
     with _opened(path) as archive:
-        labels = [labels_from_array(archive[pair[1]]) for pair in (test, train) if pair]
+        labels = torch.cat([labels_from_array(archive[pair[1]]) for pair in (test, train) if pair])
         first = archive[test[0]][:1]
-    n_classes = 1 + max(int(label) for split in labels for label in split)
+    n_classes = int(labels.max()) + 1 if len(labels) else 0
     channels, height, width = images_from_array(first).shape[1:]
     return Dataset(name, n_classes, (channels, height, width))
 

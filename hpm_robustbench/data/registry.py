@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,14 +40,18 @@ def open_dataset(name: str, *, data: Path | None = None, data_dir: Path = Path("
 
 
 def _open_path(name: str, path: Path) -> DataSource:
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return open_npz(name, path)
-    if path.is_dir():
+    if not os.access(path, os.R_OK):
+        trouble = "is not there, or may not be read"
+    elif path.is_dir():
         return open_idx(name, path) if has_idx_files(path) else open_folder(name, path)
+    elif path.suffix.lower() == ".npz":
+        return open_npz(name, path)
+    else:
+        trouble = "is a file of another kind"
     raise UsageProblem(
         wanted="--data as a .npz file, a folder with t10k-images-idx3-ubyte, or a folder of class folders",
-        got=f"{path}, which is {'a file of another kind' if path.exists() else 'not there'}",
-        next_step="name an existing one",
+        got=f"{path}, which {trouble}",
+        next_step="name a readable one",
     )
 
 

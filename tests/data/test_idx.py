@@ -74,6 +74,12 @@ def test_a_known_name_is_checked_against_the_files(tmp_path):
         open_dataset("mnist", data=tmp_path).test()
 
 
+def test_files_without_rows_are_refused(tmp_path):
+    write_split(tmp_path, "t10k", IMAGES[:0], LABELS[:0])
+    with pytest.raises(InvalidInput, match="N at least 1"):
+        open_dataset("scans", data=tmp_path).test()
+
+
 def test_files_of_different_lengths_are_refused(tmp_path):
     write_split(tmp_path, "t10k", IMAGES, LABELS[:3])
     with pytest.raises(InvalidInput, match="int64 labels of shape 4, one per image"):

@@ -90,6 +90,12 @@ def test_images_in_another_range_are_refused_with_their_row(tmp_path):
         source.test()
 
 
+def test_an_archive_without_rows_is_refused(tmp_path):
+    source = open_dataset("flowers", data=archive(tmp_path, x=X[:0], y=Y[:0]))
+    with pytest.raises(InvalidInput, match="N at least 1"):
+        source.test()
+
+
 def test_more_images_than_labels_are_refused(tmp_path):
     source = open_dataset("flowers", data=archive(tmp_path, x=X, y=Y[:4]))
     with pytest.raises(InvalidInput, match="int64 labels of shape 6, one per image"):

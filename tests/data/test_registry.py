@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -54,8 +55,17 @@ def test_an_unsafe_name_is_refused_even_with_data(name, tmp_path):
 
 
 def test_data_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UsageProblem, match="which is not there"):
+    with pytest.raises(UsageProblem, match="which is not there, or may not be read"):
         open_dataset("flowers", data=tmp_path / "nowhere.npz")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["set.npz", "folder"])
+def test_data_that_may_not_be_read_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir(mode=0) if name == "folder" else path.touch(mode=0)
+    with pytest.raises(UsageProblem, match="which is not there, or may not be read"):
+        open_dataset("flowers", data=path)
 
 
 def test_data_of_another_kind_is_refused(tmp_path):
