@@ -87,7 +87,7 @@ def _flags(x: Images, x_adv: Images, allowed: Mask, logits: Logits) -> tuple[str
     if not allowed.all():
         flags.append("returned images outside the threat model; they do not count")
     if torch.equal(x, x_adv):
-        flags.append("found nothing: returned every image unchanged")
+        flags.append("found nothing in a shard: returned its images unchanged")
     if not logits.isfinite().all():
         flags.append("the target answered with NaN or Inf; counted as an error")
     return tuple(flags)

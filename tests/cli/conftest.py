@@ -67,9 +67,10 @@ class Place:
     data: Path
 
     def run(self, *arguments: str | Path, factory: str = "small") -> list[str]:
-        """Arguments of ``hpm-bench run`` for a factory of the module, on a dozen images; later ones win."""
+        """Arguments of ``hpm-bench run`` for a factory of the module, on a dozen images in two shards; later ones win."""
         own = ["--factory", f"own:{factory}", "--weights", self.weights, "--data", self.data, "--dataset", "digits"]
-        return ["run", *map(str, [*own, "--eps", "0.1", "--n-ex", "12", *arguments])]
+        small = ["--eps", "0.2", "--n-ex", "12", "--batch-size", "6", "--joint-size", "6", "--workers", "1"]
+        return ["run", *map(str, [*own, *small, *arguments])]
 
     def environment(self) -> dict[str, str]:
         """Of a process that can import the factory."""

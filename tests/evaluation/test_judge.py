@@ -54,7 +54,7 @@ def test_an_illegal_image_does_not_count_even_if_it_fools_the_target(spoil: obje
 def test_an_attack_that_gives_up_silently_is_flagged() -> None:
     x = torch.rand(2, 1, 2, 2)
     judged = judge(brightness, x, x.clone(), brightness(x).argmax(1), LINF, whole(2))
-    assert judged.flags == ("found nothing: returned every image unchanged",)
+    assert judged.flags == ("found nothing in a shard: returned its images unchanged",)
 
 
 def test_a_target_that_answers_nan_has_lost_the_row_and_says_so() -> None:

@@ -110,7 +110,7 @@ def test_external_is_absent_unless_msa_beats_autoattack(make_card, tmp_path):
         ({CLEAN: [f"{DOUBT}: the outputs look like probabilities"]}, True),
         ({"apgd-ce@hpm": [f"{DOUBT}: zero gradients"]}, True),
         ({"apgd-t@fc": [f"{DOUBT}: not a step of AutoAttack"]}, False),
-        ({"fab-t@hpm": ["found nothing: returned every image unchanged"]}, False),
+        ({"fab-t@hpm": ["found nothing in a shard: returned its images unchanged"]}, False),
     ],
 )
 def test_unreliable_means_a_doubt_about_autoattack(spec, make_record, flags, unreliable):
