@@ -67,7 +67,7 @@ class Place:
     data: Path
 
     def run(self, *arguments: str | Path, factory: str = "small") -> list[str]:
-        """Arguments of ``hpm-bench run`` for a factory of the module, on a dozen images in two shards; later ones win."""
+        """Arguments of ``hpm-bench run`` for a factory of the module, on 12 images in two shards; later ones win."""
         own = ["--factory", f"own:{factory}", "--weights", self.weights, "--data", self.data, "--dataset", "digits"]
         small = ["--eps", "0.2", "--n-ex", "12", "--batch-size", "6", "--joint-size", "6", "--workers", "1"]
         return ["run", *map(str, [*own, *small, *arguments])]
@@ -114,9 +114,10 @@ class Result:
 def hpm_bench(place: Place) -> Callable[..., Result]:
     """Call the installed command line as a person would."""
 
-    def call(*arguments: str | Path) -> Result:
+    def call(*arguments: str | Path, **variables: str) -> Result:
         command = [sys.executable, "-m", "hpm_robustbench", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=place.environment(), check=False)
+        environment = {**place.environment(), **variables}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         return Result(done.returncode, done.stdout, done.stderr)
 
     return call

@@ -193,3 +193,19 @@ def test_click_reports_its_own_usage_errors(hpm_bench) -> None:
     result = hpm_bench("run", "--n-ex", "0")
     assert result.code == 2
     assert "--n-ex" in result.err
+
+
+@pytest.mark.parametrize("with_images", [True, False], ids=["weights", "images"])
+def test_without_a_network_it_says_what_was_tried_and_where_a_file_may_be_put(
+    hpm_bench, tmp_path: Path, with_images: bool
+) -> None:
+    np.savez(tmp_path / "images.npz", x=np.zeros((200, 32, 32, 3), np.uint8), y=np.zeros(200, np.int64))
+    images = ["--data", tmp_path / "images.npz"] if with_images else []
+    folders = ["--model_dir", tmp_path / "models", "--data_dir", tmp_path / "data", "--output", tmp_path]
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    result = hpm_bench("run", "--model", "Wong2020Fast", "--n-ex", "20", *folders, *images, **nowhere)
+    assert result.code == 3, result.err
+    assert "Traceback" not in result.err
+    assert ("Wong2020Fast.pt" if with_images else "--data") in result.err
+    assert not list(tmp_path.rglob("*.pt"))
+    assert nothing_written(tmp_path)
