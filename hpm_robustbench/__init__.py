@@ -1,6 +1,6 @@
 """Trustworthy evaluation of robust image classifiers: RobustBench models, HPM, AutoAttack and MSA.
 
-Everything here imports torch only when it is called. Argument names and their order follow RobustBench.
+Everything here imports torch only when it is called; ``load_model`` takes its arguments as RobustBench's does.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ def load_model(
     return load_weights(find_spec(model_name, dataset, threat_model, None), Path(model_dir)).model
 
 
-def wrap(model: nn.Module, images: Tensor, labels: Tensor, **knobs: Any) -> HPMClassifier:
+def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None = None, **knobs: Any) -> HPMClassifier:
     """Put the HPM reclassifier on a trained model.
 
     Args:
         model: images to logits; taken over, do not use it afterwards.
         images: training images [N, C, H, W] in [0, 1]; the dataset prototypes come from them.
         labels: their classes [N].
+        head: name of the last linear layer, if it cannot be found.
         **knobs: of the definition of HPM, see ``hpm.config.HPMConfig``.
 
     Returns:
@@ -70,7 +71,7 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, **knobs: Any) -> HPMC
     from hpm_robustbench.load import wrap as wrap_examples
 
     training = ExampleSet(_describe("images", model, images), "train", images, labels)
-    return wrap_examples(model, training, HPMConfig(**knobs)).classifier
+    return wrap_examples(model, training, HPMConfig(**knobs), head=head).classifier
 
 
 def benchmark(
@@ -82,6 +83,7 @@ def benchmark(
     dataset: str = "images",
     threat_model: str = "Linf",
     eps: str,
+    head: str | None = None,
     **options: Any,
 ) -> Outcome:
     """Wrap a model of your own, attack it and its base with AutoAttack and MSA, judge, and write its card.
@@ -94,6 +96,7 @@ def benchmark(
         dataset: the dataset's name on the card.
         threat_model: ``Linf`` or ``L2``.
         eps: the budget, such as ``8/255``.
+        head: name of the last linear layer, if it cannot be found.
         **options: see ``pipeline.RunOptions``.
 
     Raises:
@@ -102,12 +105,13 @@ def benchmark(
     from hpm_robustbench.data import DataSource
     from hpm_robustbench.pipeline import RunOptions, evaluate
     from hpm_robustbench.threat import ThreatModel
-    from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
+    from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 
     described = _describe(dataset, model, test[0])
     source = DataSource(described, lambda n: (test[0][:n], test[1][:n]), train and (lambda n: train))
     origin = f"python:{type(model).__module__}.{type(model).__qualname__}"
-    spec = ModelSpec(name, dataset, ThreatModel.parse(threat_model, eps), origin, WeightsRef("memory", ()))
+    threat = ThreatModel.parse(threat_model, eps)
+    spec = ModelSpec(name, dataset, threat, origin, WeightsRef("memory", ()), HeadRule(head))
     return evaluate(spec, RunOptions(**options), model=model, source=source)
 
 
@@ -115,9 +119,17 @@ def _describe(name: str, model: nn.Module, images: Tensor) -> Any:
     """The dataset that a model's output and some images amount to."""
     import torch
 
+    from hpm_robustbench.errors import InvalidInput
     from hpm_robustbench.threat import Dataset
 
-    with torch.no_grad():
-        n_classes = model.eval()(images[:1]).shape[-1]
-    channels, height, width = images.shape[1:]
+    try:
+        with torch.no_grad():
+            n_classes = model.eval()(images[:1]).shape[-1]
+        channels, height, width = images.shape[1:]
+    except Exception as error:  # someone else's code
+        raise InvalidInput(
+            wanted="a model that answers a tensor of images [N, C, H, W] with logits [N, K]",
+            got=f"{type(error).__name__}: {error}",
+            next_step="check that both are on the same device and fit each other",
+        ) from error
     return Dataset(name, n_classes, (channels, height, width))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpm_robustbench.errors import HpmBenchError
+from hpm_robustbench.errors import HpmBenchError, UsageProblem
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def cli(quiet: bool) -> None:
 @click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")
 @_both_spellings("model_dir", type=_path, default=Path("models"), help="Checkpoints, in RobustBench's layout.")
 @_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
+@click.option("--overwrite", is_flag=True, help="Replace a card that tells of other images, seeds or knobs.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -112,6 +113,15 @@ def run(  # the options of one command
 
     track = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
     if factory is None:
+        given = [
+            f"--{key}"
+            for key, value in {"name": name, "weights": weights, "head": head, "about": about}.items()
+            if value
+        ]
+        if given:
+            raise UsageProblem(
+                wanted=f"--factory beside {', '.join(given)}", got="none", next_step="add it, or leave those out"
+            )
         spec = find_spec(model, **track)
     else:
         sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
@@ -134,8 +144,9 @@ def run(  # the options of one command
 def list_models(dataset: str | None, threat_model: str | None, form: str) -> None:
     """List the models that can be run."""
     from hpm_robustbench.report import render_specs
+    from hpm_robustbench.threat import Norm
 
-    specs = _catalog().specs(dataset=dataset, norm=threat_model)
+    specs = _catalog().specs(dataset=dataset, norm=threat_model and Norm.parse(threat_model))
     click.echo(_json([_facts(spec) for spec in specs]) if form == "json" else render_specs(specs))
 
 
@@ -147,8 +158,9 @@ def list_models(dataset: str | None, threat_model: str | None, form: str) -> Non
 def show(model: str, dataset: str | None, threat_model: str | None, form: str) -> None:
     """Show what is known of a model."""
     from hpm_robustbench.report import render_facts
+    from hpm_robustbench.request import find_spec
 
-    facts = _facts(_catalog().find(model, dataset=dataset, norm=threat_model))
+    facts = _facts(find_spec(model, dataset, threat_model, None))
     click.echo(_json(facts) if form == "json" else render_facts(facts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from torch import nn
 from hpm_robustbench.attacks.protocols import find_protocol
 from hpm_robustbench.data import DataSource, ExampleSet, open_dataset
 from hpm_robustbench.errors import InvalidInput, UsageProblem
-from hpm_robustbench.evaluation.runner import WHOLE, Share, run, state_sha256, subject_sha256
+from hpm_robustbench.evaluation.runner import WHOLE, Share, lab_sha256, run, state_sha256, subject_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.model_card import write_card
+from hpm_robustbench.ledger.model_card import check_replaceable, place, write_card
 from hpm_robustbench.ledger.plan import Examples, Plan
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
@@ -49,6 +50,7 @@ class RunOptions:
         data_dir: where downloaded datasets lie.
         model_dir: where downloaded checkpoints lie, in RobustBench's layout.
         output: holds ``runs/`` and ``model_cards/``.
+        overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """
 
     n_ex: int = 1000
@@ -62,6 +64,7 @@ class RunOptions:
     data_dir: Path = Path("data")
     model_dir: Path = Path("models")
     output: Path = Path()
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,17 @@ def prepare(
         sha256 = (state_sha256(model),)
     wrapped = wrap(model, training, options.defence, head=spec.head.path, device=device, batch_size=options.batch_size)
     trials = _trials(spec, wrapped, training, test, options)
+    if not options.overwrite:
+        _check_card(spec, [plan for plan, _ in trials], options)
     return Case(spec, test, trials, sha256, wrapped.prototypes_from, options.output)
+
+
+def _check_card(spec: ModelSpec, plans: Sequence[Plan], options: RunOptions) -> None:
+    trials = {
+        (p.target, p.batching, p.batch_size, p.seed, str(p.threat.eps.value), p.examples.fingerprint) for p in plans
+    }
+    path = place(options.output / "model_cards", spec.dataset, spec.threat.norm, spec.name)
+    check_replaceable(path, trials, options.defence.to_json())
 
 
 def attack(case: Case, share: Share = WHOLE) -> None:
@@ -154,14 +167,23 @@ def _device(name: str) -> torch.device:
 
 
 def _examples(source: DataSource, n_ex: int) -> tuple[ExampleSet, ExampleSet]:
-    """Images to evaluate, and images that prototypes are made from; the two never overlap.
+    """Images to evaluate, and images that prototypes are made from; no image is both.
 
-    A dataset without training images lends the test images that are not evaluated.
+    A dataset without training images lends the test images that are not evaluated. Training images that are
+    evaluated too are left out.
     """
     test, training = source.test(), source.train()
     evaluated = test.head(min(n_ex, len(test)))
     if training is not None:
-        return evaluated, training
+        seen = set(_row_hashes(evaluated))
+        others = [row for row, sha in enumerate(_row_hashes(training)) if sha not in seen]
+        if not others:
+            raise InvalidInput(
+                wanted="training images apart from those to be evaluated",
+                got=f"{len(training)} that are all among the {len(evaluated)} evaluated",
+                next_step="give other training images, or none",
+            )
+        return evaluated, training if len(others) == len(training) else training.take(others)
     spare = range(len(evaluated), len(test))
     if len(spare) < 10 * source.dataset.n_classes:
         raise InvalidInput(
@@ -170,6 +192,10 @@ def _examples(source: DataSource, n_ex: int) -> tuple[ExampleSet, ExampleSet]:
             next_step="add x_train and y_train to the data, or lower --n-ex",
         )
     return evaluated, test.take(spare)
+
+
+def _row_hashes(examples: ExampleSet) -> list[bytes]:
+    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in examples.images.contiguous()]
 
 
 def _trials(
@@ -207,12 +233,13 @@ def _plan(
         protocol=protocol,
         steps=find_protocol(protocol, subject.target, batching),
         examples=Examples(test.dataset.name, test.split, test.fingerprint, len(test)),
-        state_sha256=subject_sha256(subject),
+        state_sha256=subject_sha256(subject, test),
         defence=options.defence.to_json() if subject.target == "hpm" else {},
         software={
             "torch": version("torch"),
             "pyautoattack": version("pyautoattack"),
             "device": subject.device.type,
+            "lab": lab_sha256(),
         },
         seed=options.seed,
         batch_size=batch_size,

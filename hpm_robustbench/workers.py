@@ -6,6 +6,7 @@ the number of workers changes no byte, and what a dead worker leaves undone is d
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from hpm_robustbench.evaluation.runner import Share
 from hpm_robustbench.pipeline import Outcome, RunOptions, attack, conclude, prepare
 from hpm_robustbench.zoo.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 _SHARE = "HPM_BENCH_SHARE"
 """Environment variable that makes a process a helper: ``index/of``, counting from 0."""
@@ -83,11 +86,12 @@ def _helpers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[[], No
 
     def wait() -> None:
         for process in running:
-            process.wait()
+            if process.wait() > 0:
+                log.warning("a helping process ended with code %d; its share is done here", process.returncode)
 
     try:
         yield wait
     finally:
         for process in running:
             process.terminate()
-        wait()
+            process.wait()

@@ -97,13 +97,15 @@ class _Search:
 
     def _keep_best(self, rows: Tensor, point: Images, losses: Losses) -> None:
         """Remember the best points so far; the true target has the last word on those inside the region."""
-        better = ~self._found[rows] & (losses > self._best_loss[rows])
-        self._best_loss[rows[better]] = losses[better]
-        self.best_x[rows[better]] = point[better]
-        inside = better & (losses > 0)
+        standing = ~self._found[rows]
+        wrong = torch.zeros_like(standing)
+        inside = standing & (losses > 0)
         if inside.any():
-            wrong = self._view.target_logits(point[inside]).argmax(dim=1) != self._y[rows[inside]]
-            self._found[rows[inside]] = wrong
+            wrong[inside] = self._view.target_logits(point[inside]).argmax(dim=1) != self._y[rows[inside]]
+        kept = standing & (wrong | (losses > self._best_loss[rows]))
+        self._best_loss[rows[kept]] = losses[kept]
+        self.best_x[rows[kept]] = point[kept]
+        self._found[rows] |= wrong
 
 
 def _in_units_of(clean: Region, region: Region) -> Region:

@@ -27,8 +27,9 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     """
     linear = ("base", "fc", "l2") if fine_tuned else ("base", "l2")
     if batching.row_independent:
-        own = (*standard("hpm"), Step("hpm", "conjunction", MSA))
-        return own + _transfer(*linear, "soft")
+        # The conjunction's region is that of a lone image; a reference set moves every prototype.
+        alone = (Step("hpm", "conjunction", MSA),) if batching is Batching.SOLO else ()
+        return standard("hpm") + alone + _transfer(*linear, "soft")
     joint = (
         Step("hpm", "joint", MSA, {"loss": "ce"}),
         Step("hpm", "joint", MSA, {"loss": "dlr"}),

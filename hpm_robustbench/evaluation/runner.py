@@ -23,7 +23,7 @@ from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
-from hpm_robustbench.shapes import Images, Labels, Mask
+from hpm_robustbench.shapes import Images, Labels
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Share:
 
 
 WHOLE = Share(0, 1)
+_PROBES = 16
+_LAB = ("hpm", "attacks", "evaluation")
 
 
 def state_sha256(*modules: nn.Module) -> str:
@@ -48,9 +50,23 @@ def state_sha256(*modules: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def subject_sha256(subject: Subject) -> str:
-    """Hash of what a trial of the subject depends on: a base model's own state, or the classifier's and the base's."""
-    return state_sha256(*((subject.base,) if subject.target == "base" else (subject.classifier, subject.base)))
+def subject_sha256(subject: Subject, examples: ExampleSet) -> str:
+    """Hash of what stands trial: its state (a base model's own, or the classifier's and the base's) and its behaviour.
+
+    Two networks with equal weights may still compute differently, so logits of the first examples are hashed too.
+    """
+    modules = (subject.base,) if subject.target == "base" else (subject.classifier, subject.base)
+    logits = subject.target_logits(examples.images[:_PROBES].to(subject.device)).cpu()
+    return hashlib.sha256(state_sha256(*modules).encode() + logits.numpy().tobytes()).hexdigest()
+
+
+def lab_sha256() -> str:
+    """Hash of the source of everything that decides a verdict: defence, attacks and trial."""
+    package = Path(__file__).parent.parent
+    hasher = hashlib.sha256()
+    for path in sorted(path for room in _LAB for path in (package / room).glob("*.py")):
+        hasher.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return hasher.hexdigest()[:16]
 
 
 def run(
@@ -84,12 +100,6 @@ def run(
     with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
         for index, rows in shards:
             _Shard(plan, subject, examples, index, rows).run(journal, progress)
-    if subject_sha256(subject) != plan.state_sha256:
-        raise InvalidInput(
-            wanted="a model whose weights and buffers stay as they are while it is attacked",
-            got="a changed state; the results of this run do not describe one model",
-            next_step=f"make forward() stateless, then remove {journal.folder} and run again",
-        )
     return journal.record()
 
 
@@ -97,35 +107,41 @@ class _Shard:
     """One shard's cascade: the clean images, then each step on the rows that are still worth attacking."""
 
     def __init__(self, plan: Plan, subject: Subject, examples: ExampleSet, index: int, rows: Sequence[int]) -> None:
-        self.plan, self.subject, self.index, self.rows = plan, subject, index, tuple(rows)
+        self.plan, self.subject, self.examples, self.index, self.rows = plan, subject, examples, index, tuple(rows)
         device = subject.device
         chosen = examples.take(self.rows)
         self.x: Images = chosen.images.to(device)
         self.y: Labels = chosen.labels.to(device)
+        self.standing = torch.ones_like(self.y, dtype=torch.bool)
+        self.open = torch.ones_like(self.y, dtype=torch.bool)
         self.coupled = plan.target == "hpm" and not plan.batching.row_independent
 
     def run(self, journal: Journal, progress: Progress) -> None:
-        active = torch.ones_like(self.y, dtype=torch.bool)
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
             progress.begin(f"shard {self.index + 1}, {name}")
             result = journal.read(self.index, name)
             if result is None:
-                result = self._clean() if step is None else self._attack(step, active, progress)
+                result = self._clean() if step is None else self._attack(step, progress)
+                self._check_unchanged()
                 journal.write(self.index, result)
-            active &= self._worth_attacking(result)
-            progress.finish(100 * active.float().mean().item())
+            self._take_in(result)
+            progress.finish(100 * self.standing.float().mean().item())
 
-    def _worth_attacking(self, result: StepResult) -> Mask:
-        """Rows that a later step can still win: those standing, or, where rows are coupled, batches not all wrong.
+    def _check_unchanged(self) -> None:
+        if subject_sha256(self.subject, self.examples) != self.plan.state_sha256:
+            raise InvalidInput(
+                wanted="a model that stays as it is while it is attacked",
+                got="changed weights, buffers or answers; this step's result was not written down",
+                next_step="make forward() stateless and run again",
+            )
 
-        A coupled batch is always attacked whole, rows that are wrong anyway included: every mate is the attacker's.
-        """
+    def _take_in(self, result: StepResult) -> None:
+        """Rows that no step has broken still stand; batches in which one step left nothing right are closed."""
         verdict = torch.tensor(result.verdict, device=self.y.device)
-        right = (verdict == Verdict.STANDING) | (verdict == Verdict.INVALID)
-        if self.coupled:
-            for batch in self._batches(len(right)):
-                right[batch] = right[batch].any()
-        return right
+        self.standing &= (verdict != Verdict.CLEAN_WRONG) & (verdict != Verdict.BROKEN) & (verdict != Verdict.SKIPPED)
+        for batch in self._batches(len(verdict)):
+            right = (verdict[batch] == Verdict.STANDING) | (verdict[batch] == Verdict.INVALID)
+            self.open[batch] &= right.any()
 
     def _batches(self, n: int) -> list[slice]:
         return [slice(start, start + self.plan.batch_size) for start in range(0, n, self.plan.batch_size)]
@@ -143,12 +159,19 @@ class _Shard:
         nothing = torch.zeros(len(self.x), dtype=torch.float64)
         return self._result(CLEAN, verdict, predicted, nothing, cost=(len(self.x), 0))
 
-    def _attack(self, step: Step, active: Mask, progress: Progress) -> StepResult:
+    def _attack(self, step: Step, progress: Progress) -> StepResult:
+        """Attack what stands; a coupled batch is always submitted and judged whole, since every mate counts.
+
+        On a coupled view all rows may move and the standing ones are to be won; on another every row of an open
+        batch is attacked for itself.
+        """
+        active = self.open if self.coupled else self.standing
         if not active.any():
             return self._nothing_left(step)
         view = make_view(step.view, self.subject)
         view.on_call = progress.tick
-        x_adv = run_attack(step, view, self.x, self.y, active, self.plan.threat, self.plan.seed, self.plan.batch_size)
+        wanted = active if view.row_independent else active & self.standing
+        x_adv = run_attack(step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size)
         judged = judge(
             self.subject.target_logits,
             self.x[active],

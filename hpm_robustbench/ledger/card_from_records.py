@@ -148,7 +148,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         autoattack=autoattack,
         robust=Metric.of(record.standing()),
         batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
-        flags=list(record[CLEAN].flags),
+        flags=[*record[CLEAN].flags, *_unconverged(record)],
         steps=[_step(record, step) for step in plan.steps],
     )
 
@@ -177,6 +177,14 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         backward=round(result.backward / record.n, 2),
         flags=[*result.flags, *_doubts(step, broken, invalid, record.n)],
     )
+
+
+def _unconverged(record: RunRecord) -> list[str]:
+    """Whether the last step of HPM's protocol still won rows, so that its number is not yet a floor."""
+    late = sum(record.standing(upto=record.steps[-2].name)) - sum(record.standing())
+    if record.plan.target == "base" or not late:
+        return []
+    return [f"the last attack still broke {late} images: more attacks would probably break more"]
 
 
 def _doubts(step: Step, broken: int, invalid: int, n: int) -> list[str]:

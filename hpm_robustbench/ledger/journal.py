@@ -38,21 +38,15 @@ class Journal:
 
         Raises:
             StorageProblem: it cannot be written.
-            IntegrityError: it holds another plan.
         """
-        plan_file = self.folder / "plan.json"
+        make_folder(self.folder)
+        plan_file, environment_file = self.folder / "plan.json", self.folder / "environment.json"
         text = json.dumps(self.plan.to_json(), indent=1, sort_keys=True) + "\n"
-        if plan_file.exists():
-            if load_plan(self.folder).run_key != self.plan.run_key:
-                raise IntegrityError(
-                    wanted=f"the plan {self.plan.run_key} in {self.folder}",
-                    got="another plan",
-                    next_step="remove that folder",
-                )
-        else:
-            make_folder(self.folder)
+        # The folder's name is the plan's hash: a file that says anything else is torn.
+        if not plan_file.exists() or plan_file.read_text(errors="replace") != text:
             write_atomic(plan_file, text)
-        write_atomic(self.folder / "environment.json", json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
+        if not environment_file.exists():
+            write_atomic(environment_file, json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
         return self
 
     def path(self, shard: int, step: str) -> Path:
@@ -80,7 +74,7 @@ class Journal:
                 raise ValueError("it belongs to another shard or step")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("ignoring %s, which is not a whole journal file (%s); the step is done again", path, error)
             return None
         return result

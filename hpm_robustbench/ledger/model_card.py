@@ -8,14 +8,26 @@ RobustBench's own files are cards too, without that block.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, json_schema
+from hpm_robustbench.threat import Norm
 
-__all__ = ["ModelCard", "build_card", "card_path", "json_schema", "read_card", "write_card"]
+__all__ = [
+    "ModelCard",
+    "build_card",
+    "card_path",
+    "check_replaceable",
+    "json_schema",
+    "place",
+    "read_card",
+    "write_card",
+]
 
 
 def read_card(path: Path) -> ModelCard:
@@ -46,8 +58,35 @@ def card_path(card: ModelCard, cards_dir: Path) -> Path:
             got=f"a plain RobustBench entry, {card.name!r}",
             next_step="evaluate the model with hpm-bench run",
         )
-    norm = card.hpm_bench.evaluations[0].threat.norm
-    return cards_dir / card.dataset / norm.value / f"{card.hpm_bench.model_id}.json"
+    return place(cards_dir, card.dataset, card.hpm_bench.evaluations[0].threat.norm, card.hpm_bench.model_id)
+
+
+def place(cards_dir: Path, dataset: str, norm: Norm, model: str) -> Path:
+    """Where the card of a model on a track lies."""
+    return cards_dir / dataset / norm.value / f"{model}.json"
+
+
+def check_replaceable(path: Path, trials: Collection[tuple[object, ...]], defence: Mapping[str, Any]) -> None:
+    """See that a card at ``path``, if there is one, tells of the same trials of the same defence.
+
+    Args:
+        path: where a new card will be written.
+        trials: of the new card: target, batching, batch size, seed, exact eps and fingerprint of each.
+        defence: configuration of HPM.
+
+    Raises:
+        UsageProblem: it tells of others; replacing it would lose them.
+    """
+    bench = read_card(path).hpm_bench if path.exists() else None
+    if bench is None:
+        return
+    told = {(e.target, e.batching, e.batch_size, e.seed, e.threat.eps_exact, e.fingerprint) for e in bench.evaluations}
+    if told != set(trials) or bench.defence != dict(defence):
+        raise UsageProblem(
+            wanted=f"to write {path} anew",
+            got="a card there that tells of other images, batches, seeds, budgets or HPM knobs",
+            next_step="choose another --output or --name, or say --overwrite",
+        )
 
 
 def write_card(card: ModelCard, cards_dir: Path) -> Path:

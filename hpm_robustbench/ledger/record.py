@@ -105,11 +105,6 @@ class RunRecord:
                 total += min(_right(step, batch) for step in self.steps)
         return total
 
-    @property
-    def flags(self) -> list[str]:
-        """Every warning of every step, once each, in order of appearance."""
-        return list(dict.fromkeys(f"{step.name}: {flag}" for step in self.steps for flag in step.flags))
-
 
 def _right(step: StepResult, batch: Sequence[int]) -> int:
     return sum(step.verdict[i] in (Verdict.STANDING, Verdict.INVALID) for i in batch)

@@ -52,18 +52,13 @@ def compare(only_first: int, only_second: int) -> Comparison:
     return Comparison(only_first, only_second, p_value)
 
 
-def verdict(base: Sequence[bool], hpm: Sequence[bool], alpha: float = 0.05) -> Outcome:
+def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
     """``helps``, ``hurts`` or ``undecided``: the written rule by which a gain is claimed.
 
-    ``base`` and ``hpm`` say per row, on the same rows, whether the base model under AutoAttack and the HPM
-    classifier under its full protocol still stand. HPM helps (hurts) only if it has more (fewer) rows standing and
-    the exact McNemar test rejects equality at ``alpha``; everything else is undecided.
+    ``test`` compares, on the same rows, the base model under AutoAttack (first) with the HPM classifier under its
+    full protocol (second). HPM helps (hurts) only if it has more (fewer) rows standing and the exact McNemar test
+    rejects equality at ``alpha``; everything else is undecided.
     """
-    return outcome(mcnemar(base, hpm), alpha)
-
-
-def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
-    """The same rule, applied to a comparison of the base model (first) with HPM (second)."""
     if test.p_value >= alpha:
         return "undecided"
     return "helps" if test.only_second > test.only_first else "hurts"

@@ -209,3 +209,23 @@ def test_without_a_network_it_says_what_was_tried_and_where_a_file_may_be_put(
     assert ("Wong2020Fast.pt" if with_images else "--data") in result.err
     assert not list(tmp_path.rglob("*.pt"))
     assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "Carmon2019Unlabeled"]])
+def test_an_unknown_threat_model_is_refused_everywhere(command: list[str]) -> None:
+    assert "Linf" in str(failure([*command, "--threat-model", "Lin"]))
+
+
+def test_own_weights_need_a_factory(place) -> None:
+    assert "--factory" in str(failure(["run", "--weights", str(place.weights)]))
+
+
+def test_a_card_of_another_trial_is_not_replaced_unasked(place, tmp_path: Path) -> None:
+    broken = ["--eps", "0.5"]
+    for arguments in ([], ["--overwrite"]):
+        done = CliRunner().invoke(cli, place.run(*broken, *arguments), obj=[], catch_exceptions=False)
+        assert done.exit_code == 0
+    (card,) = tmp_path.glob("model_cards/digits/Linf/*.json")
+    before = card.read_bytes()
+    assert "--overwrite" in str(failure(place.run(*broken, "--seed", "1")))
+    assert card.read_bytes() == before
