@@ -21,7 +21,7 @@ from hpm_robustbench.zoo.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 _SHARE = "HPM_BENCH_SHARE"
-"""Environment variable that makes a process a helper: ``index/of``, counting from 0."""
+"""Environment variable that makes a process a worker of another: ``index/of``, counting from 0."""
 _MOST = 4
 """Each process holds a model and the training images; more of them only on request."""
 
@@ -35,9 +35,9 @@ def default_workers(device: str) -> int:
 
 
 def evaluate_together(spec: ModelSpec, options: RunOptions, workers: int, arguments: Sequence[str]) -> Outcome | None:
-    """``pipeline.evaluate`` with the help of ``workers`` - 1 other processes; None in those.
+    """``pipeline.evaluate`` together with ``workers`` - 1 other processes; None in those.
 
-    The calling process does a share too, and then all that is still missing. So an error that helpers met is met here
+    The calling process does a share too, and then all that is still missing. So an error that others met is met here
     as well, and told once.
 
     Args:
@@ -51,7 +51,7 @@ def evaluate_together(spec: ModelSpec, options: RunOptions, workers: int, argume
         attack(prepare(spec, options), _parse_share(os.environ[_SHARE]))
         return None
     case = prepare(spec, options)
-    with _helpers(workers, arguments) as wait:
+    with _other_workers(workers, arguments) as wait:
         attack(case, Share(0, workers))
         wait()
     attack(case)
@@ -64,13 +64,13 @@ def _parse_share(text: str) -> Share:
 
 
 def _end_with_the_caller() -> None:
-    """The pipe to a helper closes when its caller ends, even by kill -9."""
+    """The pipe to a worker closes when its caller ends, even by kill -9."""
     sys.stdin.buffer.read()
     os._exit(os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 1)
 
 
 @contextmanager
-def _helpers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]]:
+def _other_workers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]]:
     """Start the other processes; none outlives the context."""
     command = [sys.executable, "-m", "hpm_robustbench", *arguments]
     running = [
@@ -87,7 +87,7 @@ def _helpers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[[], No
     def wait() -> None:
         for process in running:
             if process.wait() > 0:
-                log.warning("a helping process ended with code %d; its share is done here", process.returncode)
+                log.warning("a worker ended with code %d; its share is done here", process.returncode)
 
     try:
         yield wait
