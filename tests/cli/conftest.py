@@ -69,7 +69,7 @@ class Place:
     def run(self, *arguments: str | Path, factory: str = "small") -> list[str]:
         """Arguments of ``hpm-bench run`` for a factory of the module, on 12 images in two shards; later ones win."""
         own = ["--factory", f"own:{factory}", "--weights", self.weights, "--data", self.data, "--dataset", "digits"]
-        small = ["--eps", "0.2", "--n-ex", "12", "--batch-size", "6", "--joint-size", "6", "--workers", "1"]
+        small = ["--eps", "0.14", "--n-ex", "12", "--batch-size", "6", "--joint-size", "6", "--workers", "1"]
         return ["run", *map(str, [*own, *small, *arguments])]
 
     def environment(self) -> dict[str, str]:
