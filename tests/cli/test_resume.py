@@ -27,7 +27,15 @@ def uninterrupted(place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def start(place, output: Path, workers: int = 1) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hpm_robustbench", *place.run("--output", output, "--workers", workers)]
-    return subprocess.Popen(command, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=place.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever started the tests in the background may have told its children to ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
 
 
 def wait_for_steps(output: Path, n: int, process: subprocess.Popen[str]) -> None:
@@ -73,7 +81,7 @@ def test_a_stopped_run_says_how_to_resume(place, tmp_path: Path, number: signal.
     wait_for_steps(tmp_path, 2, process)
     process.send_signal(number)
     _, err = process.communicate()
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert "Run the same command again to continue" in err
     assert "Traceback" not in err
 
