@@ -1,4 +1,4 @@
-"""Plan + subject + examples -> record. Resumes by looking at what is written.
+"""Plan + subject + examples -> journal. Resumes by looking at what is written.
 
 A shard is a fixed run of rows and a cascade stays inside it, so a result depends neither on kills nor on the order in
 which shards are done.
@@ -22,7 +22,7 @@ from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan, Step
-from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
+from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
 from hpm_robustbench.shapes import Images, Labels
 
 
@@ -76,8 +76,8 @@ def run(
     runs: Path,
     environment: dict[str, str],
     share: Share = WHOLE,
-) -> RunRecord | None:
-    """Carry out what of ``plan`` is not yet written; return the record once every shard is there.
+) -> None:
+    """Carry out what of ``plan`` is not yet written; its journal holds the record once every shard is there.
 
     Args:
         plan: what to do; its run key names the folder under ``runs``.
@@ -92,15 +92,11 @@ def run(
         StorageProblem: a result could not be written; everything before it is kept.
     """
     journal = Journal(runs, plan).open(environment)
-    finished = journal.record()
-    if finished is not None:
-        return finished
     shards = list(enumerate(plan.shards()))[share.index :: share.of]
     title = f"{plan.model} {plan.target} {plan.batching.value} {plan.threat}"
     with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
         for index, rows in shards:
             _Shard(plan, subject, examples, index, rows).run(journal, progress)
-    return journal.record()
 
 
 class _Shard:

@@ -18,7 +18,7 @@ from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
-from hpm_robustbench.ledger.record import CLEAN, Verdict
+from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.robustbench_compat import import_autoattack
 from hpm_robustbench.threat import Batching, ThreatModel
@@ -57,6 +57,13 @@ def plan_of(subject: Subject, examples: ExampleSet, steps: tuple[Step, ...], **c
     return replace(plan, **changes)
 
 
+def record_of(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> RunRecord:
+    run(plan, subject, examples, runs, {})
+    record = Journal(runs, plan).record()
+    assert record is not None
+    return record
+
+
 @pytest.fixture
 def examples(digits: tuple[ExampleSet, ExampleSet]) -> ExampleSet:
     return digits[0].head(40)
@@ -67,7 +74,7 @@ def test_the_cascade_is_stock_autoattack_row_by_row(plain: nn.Module, digits, wr
     subject = subject_of(wrapped, target="base")
     steps = tuple(Step("base", attack, AUTOATTACK) for attack in ("apgd-ce", "apgd-t", "fab-t", "square"))
     plan = plan_of(subject, examples, steps, batch_size=5, shard_size=15, seed=3)
-    record = run(plan, subject, examples, tmp_path, {})
+    record = record_of(plan, subject, examples, tmp_path)
     stock = import_autoattack().AutoAttack(wrapped.base, norm="Linf", eps=0.1, seed=3, version="standard")
     _, predicted = stock.run_standard_evaluation(examples.images, examples.labels, batch_size=5)
     assert record.standing() == (predicted == examples.labels).tolist()
@@ -82,13 +89,13 @@ def test_a_run_resumes_from_any_subset_of_its_files(
 ) -> None:
     subject = subject_of(wrapped, batching)
     plan = plan_of(subject, examples, steps)
-    whole = run(plan, subject, examples, tmp_path / "whole", {})
+    whole = record_of(plan, subject, examples, tmp_path / "whole")
     journal = Journal(tmp_path / "part", plan).open({})
     for shard, name in [(0, CLEAN), (0, steps[0].name), (2, CLEAN), (1, steps[1].name)]:
         result = Journal(tmp_path / "whole", plan).read(shard, name)
         assert result is not None
         journal.write(shard, result)
-    assert run(plan, subject, examples, tmp_path / "part", {}) == whole
+    assert record_of(plan, subject, examples, tmp_path / "part") == whole
 
 
 def test_a_torn_file_is_ignored_said_and_redone(
@@ -96,22 +103,22 @@ def test_a_torn_file_is_ignored_said_and_redone(
 ) -> None:
     subject = subject_of(wrapped)
     plan = plan_of(subject, examples, QUICK)
-    whole = run(plan, subject, examples, tmp_path, {})
+    whole = record_of(plan, subject, examples, tmp_path)
     journal = Journal(tmp_path, plan)
     torn, edited = journal.path(1, QUICK[0].name), journal.path(2, QUICK[1].name)
     good = torn.read_bytes(), edited.read_bytes()
     torn.write_bytes(good[0][:-20])
     edited.write_bytes(good[1].replace(b'"verdict":[', b'"verdict":[2,', 1))
-    assert run(plan, subject, examples, tmp_path, {}) == whole
+    assert record_of(plan, subject, examples, tmp_path) == whole
     assert (torn.read_bytes(), edited.read_bytes()) == good
     assert [str(torn) in text or str(edited) in text for text in caplog.messages].count(True) >= 2
 
 
 def test_shards_do_not_depend_on_each_other(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped)
-    whole = run(plan_of(subject, examples, QUICK), subject, examples, tmp_path, {})
+    whole = record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
     second = examples.take(range(16, 32))
-    alone = run(plan_of(subject, second, QUICK), subject, second, tmp_path, {})
+    alone = record_of(plan_of(subject, second, QUICK), subject, second, tmp_path)
     for step in alone.steps:
         assert whole[step.name].verdict[16:32] == step.verdict
 
@@ -120,7 +127,7 @@ def test_each_row_is_attacked_until_it_breaks_and_no_longer(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
     subject = subject_of(wrapped)
-    record = run(plan_of(subject, examples, QUICK), subject, examples, tmp_path, {})
+    record = record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
     alive = record.clean_correct
     for step in record.steps[1:]:
         for row, verdict in enumerate(step.verdict):
@@ -133,7 +140,7 @@ def test_each_row_is_attacked_until_it_breaks_and_no_longer(
 def test_a_coupled_target_is_attacked_in_whole_batches(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped, Batching.JOINT)
     plan = plan_of(subject, examples, QUICK_JOINT)
-    record = run(plan, subject, examples, tmp_path, {})
+    record = record_of(plan, subject, examples, tmp_path)
     journal = Journal(tmp_path, plan)
     for shard in range(3):
         for step in QUICK_JOINT:
@@ -149,7 +156,7 @@ def test_a_row_repacking_attack_never_meets_a_coupled_view(
 ) -> None:
     subject = subject_of(wrapped, Batching.JOINT)
     with pytest.raises(BatchCoupled, match="l2"):
-        run(plan_of(subject, examples, QUICK), subject, examples, tmp_path, {})
+        record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
 
 
 def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_path: Path) -> None:
@@ -170,7 +177,7 @@ def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_
     plan = plan_of(subject, examples, QUICK[:1])
     for _ in range(2):  # asking again does not let it through
         with pytest.raises(InvalidInput, match="stateless"):
-            run(plan, subject, examples, tmp_path, {})
+            record_of(plan, subject, examples, tmp_path)
 
 
 def test_equal_weights_that_compute_differently_have_different_keys(examples: ExampleSet) -> None:
@@ -187,11 +194,11 @@ def test_equal_weights_that_compute_differently_have_different_keys(examples: Ex
 def test_a_torn_plan_is_written_again(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped)
     plan = plan_of(subject, examples, QUICK[:1])
-    whole = run(plan, subject, examples, tmp_path, {})
+    whole = record_of(plan, subject, examples, tmp_path)
     file = tmp_path / plan.run_key / "plan.json"
     content = file.read_bytes()
     file.write_bytes(content[:50])
-    assert run(plan, subject, examples, tmp_path, {}) == whole
+    assert record_of(plan, subject, examples, tmp_path) == whole
     assert file.read_bytes() == content
 
 
