@@ -57,6 +57,7 @@ def wrap(
     """
     config = config or HPMConfig()
     model = model.to(device).eval().requires_grad_(False)
+    _prefer_channels_last(model, training.images[:8].to(device))
     check_logits(model, training.dataset, training.images[:8].to(device))
     parts = split(model, training.dataset.image_shape, training.dataset.n_classes, head)
     classifier = HPMClassifier(parts, parts.fc.weight, config).to(device).freeze()
@@ -68,6 +69,21 @@ def wrap(
         nn.Sequential(parts.backbone, parts.fc).eval(),
         f"{config.init} of {len(training)} {training.split} images of {training.dataset.name}",
     )
+
+
+def _prefer_channels_last(model: nn.Module, x: Tensor) -> None:
+    """On a CPU, keep convolution weights channels last: the same sums in another order, up to twice as fast.
+
+    A model that cannot run so (``view`` on features with a height and a width) keeps the usual layout.
+    """
+    if x.device.type != "cpu":
+        return
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            model(x)
+    except Exception:  # someone else's code; whatever else is wrong with it is told by check_logits
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def check_logits(model: nn.Module, dataset: Dataset, x: Tensor) -> Logits:

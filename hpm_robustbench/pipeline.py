@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -137,8 +138,17 @@ def _check_card(spec: ModelSpec, plans: Sequence[Plan], options: RunOptions) -> 
 
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down."""
-    for plan, subject in case.trials:
-        run(plan, subject, case.test, case.output / "runs", _environment(subject.device), share)
+    with _full_precision_kernels():
+        for plan, subject in case.trials:
+            run(plan, subject, case.test, case.output / "runs", _environment(subject.device), share)
+
+
+def _full_precision_kernels() -> AbstractContextManager[None]:
+    """On CUDA: no TF32 in convolutions, which rounds to 10 bits, and no kernel that adds up in a changing order."""
+    kernels: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return kernels
 
 
 def conclude(case: Case) -> Outcome:

@@ -1,0 +1,65 @@
+"""How a network is prepared for its trial: faster where it can be, and never another classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hpm_robustbench
+from hpm_robustbench.data import ExampleSet, open_dataset
+from hpm_robustbench.load import wrap
+
+
+class Flattening(nn.Module):
+    """A small convolutional classifier that flattens in its own way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.convs = how, nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3))
+        self.head = nn.Linear(144, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.convs(x).relu()
+        return self.head(maps.flatten(1) if self.how == "flatten" else maps.view(len(maps), -1))
+
+
+@pytest.fixture(scope="module")
+def training() -> ExampleSet:
+    training = open_dataset("digits").train()
+    assert training is not None
+    return training
+
+
+@pytest.mark.parametrize(("how", "channels_last"), [("flatten", True), ("view", False)])
+def test_weights_lie_channels_last_where_the_model_can_run_so(
+    training: ExampleSet, how: str, channels_last: bool
+) -> None:
+    model = Flattening(how).eval()
+    with torch.no_grad():
+        expected = model(training.images[:50])
+    wrapped = wrap(model, training)
+    assert torch.allclose(wrapped.base(training.images[:50]), expected, atol=1e-5)
+    weight = wrapped.classifier.backbone.convs[1].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+def test_attacks_meet_full_precision_kernels_and_leave_the_settings_alone(training: ExampleSet, tmp_path: Path) -> None:
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+            return self.net(x)
+
+    seen: list[tuple[bool, bool]] = []
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    images, labels = training.images, training.labels
+    hpm_robustbench.benchmark(Watching(), (images, labels), name="Watching", eps="0.5", n_ex=2, output=tmp_path)
+    assert set(seen) == {(False, True)}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
