@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.fit_store import fit_once
 from hpm_robustbench.hpm.backbone import split
-from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.prototypes import class_means
+from hpm_robustbench.hpm.fitting import fit
 from hpm_robustbench.shapes import Logits
 from hpm_robustbench.threat import Dataset
-
-_TAU_EXAMPLES = 10_000
-"""At most so many training images, evenly spaced, choose tau."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ def wrap(
     head: str | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 250,
+    keep: Path | None = None,
 ) -> Wrapped:
     """Put the HPM reclassifier on a trained model; nothing is learned but class means and one temperature.
 
@@ -50,6 +47,7 @@ def wrap(
         head: name of the last linear layer, if it cannot be found.
         device: where to compute.
         batch_size: images per forward pass.
+        keep: folder in which prototypes and tau are kept for the next time.
 
     Raises:
         InvalidInput: the model breaks the contract (see ``check_logits``).
@@ -61,9 +59,10 @@ def wrap(
     check_logits(model, training.dataset, training.images[:8].to(device))
     parts = split(model, training.dataset.image_shape, training.dataset.n_classes, head)
     classifier = HPMClassifier(parts, parts.fc.weight, config).to(device).freeze()
-    embedding = _embed(classifier, training, batch_size)
-    classifier.set_prototypes(_initial_prototypes(embedding, training, parts.fc, config).to(device))
-    classifier.tau.fill_(_fit_tau(classifier, embedding, training) if config.tau == "fit" else config.tau)
+    if keep is None:
+        fit(classifier, training.images, training.labels, batch_size)
+    else:
+        fit_once(classifier, training, batch_size, keep)
     return Wrapped(
         classifier,
         nn.Sequential(parts.backbone, parts.fc).eval(),
@@ -114,44 +113,3 @@ def check_logits(model: nn.Module, dataset: Dataset, x: Tensor) -> Logits:
             next_step="return the values before the softmax: gradients of probabilities vanish and mislead attacks",
         )
     return logits
-
-
-def _batches(examples: ExampleSet, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, len(examples), batch_size):
-        yield examples.images[start : start + batch_size]
-
-
-def _embed(classifier: HPMClassifier, examples: ExampleSet, batch_size: int) -> Embedding:
-    """Features and FC logits of all examples, on the CPU."""
-    device = classifier.prototypes.device
-    with torch.no_grad():
-        parts = [classifier.embed(batch.to(device)) for batch in _batches(examples, batch_size)]
-    return Embedding(torch.cat([p.features.cpu() for p in parts]), torch.cat([p.logits.cpu() for p in parts]))
-
-
-def _initial_prototypes(embedding: Embedding, examples: ExampleSet, fc: nn.Linear, config: HPMConfig) -> Tensor:
-    if config.init == "fc-rows":
-        return fc.weight.detach()
-    if config.init == "zeros":
-        return torch.zeros_like(fc.weight)
-    return class_means(embedding.features, examples.labels, examples.dataset.n_classes)
-
-
-def _fit_tau(classifier: HPMClassifier, embedding: Embedding, examples: ExampleSet) -> float:
-    """The tau that minimises the cross-entropy of -distance / tau (convex in 1 / tau); argmax does not depend on it.
-
-    Without it, squared distances of tens or hundreds saturate the softmax and blind every cross-entropy attack.
-    """
-    stride = max(1, -(-len(examples) // _TAU_EXAMPLES))
-    device = classifier.prototypes.device
-    some = Embedding(embedding.features[::stride].to(device), embedding.logits[::stride].to(device))
-    with torch.no_grad():
-        distances = classifier.distances(some).double().cpu()
-    labels = examples.labels[::stride]
-    scale = distances.std().item() or 1.0
-
-    def loss(log_ratio: float) -> float:
-        return F.cross_entropy(-distances / (scale * 10**log_ratio), labels).item()
-
-    best = minimize_scalar(loss, bounds=(-4.0, 2.0), method="bounded", options={"xatol": 1e-4})
-    return float(f"{scale * 10 ** float(best.x):.6g}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,8 +13,8 @@ import torch
 from torch import nn
 
 from hpm_robustbench.attacks.protocols import find_protocol
-from hpm_robustbench.data import DataSource, ExampleSet, open_dataset
-from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.data import DataSource, ExampleSet, open_dataset, select
+from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.evaluation.runner import WHOLE, Share, lab_sha256, run, state_sha256, subject_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
@@ -50,7 +49,7 @@ class RunOptions:
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
         model_dir: where downloaded checkpoints lie, in RobustBench's layout.
-        output: holds ``runs/`` and ``model_cards/``.
+        output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """
 
@@ -116,12 +115,20 @@ def prepare(
     """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
     device = _device(options.device)
     source = source or open_dataset(spec.dataset, data=options.data, data_dir=options.data_dir)
-    test, training = _examples(source, options.n_ex)
+    test, training = select(source, options.n_ex)
     if model is None:
         model, sha256 = load_weights(spec, options.model_dir)
     else:
         sha256 = (state_sha256(model),)
-    wrapped = wrap(model, training, options.defence, head=spec.head.path, device=device, batch_size=options.batch_size)
+    wrapped = wrap(
+        model,
+        training,
+        options.defence,
+        head=spec.head.path,
+        device=device,
+        batch_size=options.batch_size,
+        keep=options.output / "prototypes",
+    )
     trials = _trials(spec, wrapped, training, test, options)
     if not options.overwrite:
         _check_card(spec, [plan for plan, _ in trials], options)
@@ -174,38 +181,6 @@ def _device(name: str) -> torch.device:
             wanted=f"the device {name!r}", got=str(error).splitlines()[0], next_step="use --device cpu, or cuda:0"
         ) from error
     return device
-
-
-def _examples(source: DataSource, n_ex: int) -> tuple[ExampleSet, ExampleSet]:
-    """Images to evaluate, and images that prototypes are made from; no image is both.
-
-    A dataset without training images lends the test images that are not evaluated. Training images that are
-    evaluated too are left out.
-    """
-    test, training = source.test(), source.train()
-    evaluated = test.head(min(n_ex, len(test)))
-    if training is not None:
-        seen = set(_row_hashes(evaluated))
-        others = [row for row, sha in enumerate(_row_hashes(training)) if sha not in seen]
-        if not others:
-            raise InvalidInput(
-                wanted="training images apart from those to be evaluated",
-                got=f"{len(training)} that are all among the {len(evaluated)} evaluated",
-                next_step="give other training images, or none",
-            )
-        return evaluated, training if len(others) == len(training) else training.take(others)
-    spare = range(len(evaluated), len(test))
-    if len(spare) < 10 * source.dataset.n_classes:
-        raise InvalidInput(
-            wanted=f"images for the dataset prototypes of {source.dataset.name}, apart from those to be evaluated",
-            got=f"no training images, and {len(spare)} test images besides the {len(evaluated)} evaluated",
-            next_step="add x_train and y_train to the data, or lower --n-ex",
-        )
-    return evaluated, test.take(spare)
-
-
-def _row_hashes(examples: ExampleSet) -> list[bytes]:
-    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in examples.images.contiguous()]
 
 
 def _trials(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpm_robustbench.data.examples import DataSource, ExampleSet
     from hpm_robustbench.data.registry import open_dataset
+    from hpm_robustbench.data.selection import select
 
-__all__ = ["DataSource", "ExampleSet", "open_dataset"]
+__all__ = ["DataSource", "ExampleSet", "open_dataset", "select"]
 
-_HOMES = {"DataSource": "examples", "ExampleSet": "examples", "open_dataset": "registry"}
+_HOMES = {"DataSource": "examples", "ExampleSet": "examples", "open_dataset": "registry", "select": "selection"}
 
 
 def __getattr__(name: str) -> Any:

@@ -91,21 +91,25 @@ class DataSource:
     read_test: Read
     read_train: Read | None = None
 
-    def test(self, n: int | None = None) -> ExampleSet:
+    def test(self, n: int | None = None, *, at_most: int | None = None) -> ExampleSet:
         """The test split, or only its first ``n`` rows, in an order that never changes.
+
+        Args:
+            n: exactly so many.
+            at_most: so many, or all if there are fewer.
 
         Raises:
             InvalidInput: the images break the contract, or there are fewer than ``n``.
             IntegrityError: a file is truncated or foreign.
         """
-        return self._examples("test", self.read_test, n)
+        return self._examples("test", self.read_test, n, at_most)
 
-    def train(self, n: int | None = None) -> ExampleSet | None:
+    def train(self, n: int | None = None, *, at_most: int | None = None) -> ExampleSet | None:
         """The training split likewise, or None if the source has none."""
-        return self._examples("train", self.read_train, n) if self.read_train else None
+        return self._examples("train", self.read_train, n, at_most) if self.read_train else None
 
-    def _examples(self, split: str, read: Read, n: int | None) -> ExampleSet:
-        examples = ExampleSet(self.dataset, split, *read(n))
+    def _examples(self, split: str, read: Read, n: int | None, at_most: int | None) -> ExampleSet:
+        examples = ExampleSet(self.dataset, split, *read(at_most if n is None else n))
         return examples if n is None else examples.head(n)
 
 

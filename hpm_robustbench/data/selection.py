@@ -1,0 +1,78 @@
+"""Which images of a dataset are evaluated, and which the prototypes come from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from typing import NamedTuple
+
+from hpm_robustbench.data.examples import DataSource, ExampleSet
+from hpm_robustbench.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+_MOST_BYTES = 4 * 2**30
+"""Images for prototypes that are held in memory; all of CIFAR or MNIST, some thousands of ImageNet's."""
+_FEWEST_PER_CLASS = 10
+
+
+class Selection(NamedTuple):
+    """Images to evaluate, and images that prototypes are made from; no image is both."""
+
+    evaluated: ExampleSet
+    training: ExampleSet
+
+
+def select(source: DataSource, n_ex: int) -> Selection:
+    """The first ``n_ex`` test images, or all if there are fewer, and the training images that are not among them.
+
+    A dataset without training images lends the test images that are not evaluated. No more images are read than are
+    used or fit into 4 GiB.
+
+    Raises:
+        InvalidInput: there are no images for prototypes apart from those evaluated, or a split breaks its contract.
+    """
+    room = max(1, _MOST_BYTES // (4 * math.prod(source.dataset.image_shape)))
+    training = source.train(at_most=room)
+    if training is None:
+        return _from_test_alone(source, n_ex, room)
+    _tell_if_full(training, room)
+    evaluated = source.test(at_most=n_ex)
+    return Selection(evaluated, _apart(training, evaluated))
+
+
+def _apart(training: ExampleSet, evaluated: ExampleSet) -> ExampleSet:
+    seen = set(_row_hashes(evaluated))
+    others = [row for row, sha in enumerate(_row_hashes(training)) if sha not in seen]
+    if not others:
+        raise InvalidInput(
+            wanted="training images apart from those to be evaluated",
+            got=f"{len(training)} that are all among the {len(evaluated)} evaluated",
+            next_step="give other training images, or none",
+        )
+    return training if len(others) == len(training) else training.take(others)
+
+
+def _from_test_alone(source: DataSource, n_ex: int, room: int) -> Selection:
+    test = source.test(at_most=n_ex + room)
+    evaluated = test.head(min(n_ex, len(test)))
+    spare = range(len(evaluated), len(test))
+    if len(spare) < _FEWEST_PER_CLASS * source.dataset.n_classes:
+        raise InvalidInput(
+            wanted=f"images for the dataset prototypes of {source.dataset.name}, apart from those to be evaluated",
+            got=f"no training images, and {len(spare)} test images besides the {len(evaluated)} evaluated",
+            next_step="add x_train and y_train to the data, or lower --n-ex",
+        )
+    training = test.take(spare)
+    _tell_if_full(training, room)
+    return Selection(evaluated, training)
+
+
+def _tell_if_full(training: ExampleSet, room: int) -> None:
+    if len(training) == room:
+        log.info("prototypes come from the first %d %s images, which fill the room for them", room, training.split)
+
+
+def _row_hashes(examples: ExampleSet) -> list[bytes]:
+    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in examples.images.contiguous()]

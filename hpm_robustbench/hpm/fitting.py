@@ -1,0 +1,78 @@
+"""What an HPM classifier takes from training images without learning: dataset prototypes and one temperature."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.hpm.prototypes import class_means
+from hpm_robustbench.shapes import ClassPrototypes, Images, Labels
+
+_TAU_EXAMPLES = 10_000
+"""At most so many training images, evenly spaced, choose tau."""
+
+
+class Fit(NamedTuple):
+    """Dataset prototypes [K, D] on the CPU, as computed (``set_prototypes`` normalises), and tau."""
+
+    prototypes: Tensor
+    tau: float
+
+
+def fit(classifier: HPMClassifier, images: Images, labels: Labels, batch_size: int) -> Fit:
+    """Compute a classifier's dataset prototypes and its tau, as its configuration says, and put them in place.
+
+    Args:
+        classifier: frozen; its own prototypes and tau are overwritten.
+        images: of the training set, on the CPU.
+        labels: their classes.
+        batch_size: images per forward pass.
+    """
+    embedding = _embed(classifier, images, batch_size)
+    prototypes = _initial_prototypes(classifier, embedding, labels)
+    classifier.set_prototypes(prototypes.to(classifier.prototypes.device))
+    chosen = classifier.config.tau
+    tau = _fit_tau(classifier, embedding, labels) if chosen == "fit" else float(chosen)
+    classifier.tau.fill_(tau)
+    return Fit(prototypes, tau)
+
+
+def _embed(classifier: HPMClassifier, images: Images, batch_size: int) -> Embedding:
+    """Features and FC logits of all images, on the CPU."""
+    device = classifier.prototypes.device
+    with torch.no_grad():
+        parts = [classifier.embed(batch.to(device)) for batch in torch.split(images, batch_size)]
+    return Embedding(torch.cat([p.features.cpu() for p in parts]), torch.cat([p.logits.cpu() for p in parts]))
+
+
+def _initial_prototypes(classifier: HPMClassifier, embedding: Embedding, labels: Labels) -> ClassPrototypes:
+    weight: Tensor = classifier.fc.weight.detach().cpu()
+    if classifier.config.init == "fc-rows":
+        return weight
+    if classifier.config.init == "zeros":
+        return torch.zeros_like(weight)
+    return class_means(embedding.features, labels, len(weight))
+
+
+def _fit_tau(classifier: HPMClassifier, embedding: Embedding, labels: Labels) -> float:
+    """The tau that minimises the cross-entropy of -distance / tau (convex in 1 / tau); argmax does not depend on it.
+
+    Without it, squared distances of tens or hundreds saturate the softmax and blind every cross-entropy attack.
+    """
+    stride = max(1, -(-len(labels) // _TAU_EXAMPLES))
+    device = classifier.prototypes.device
+    some = Embedding(embedding.features[::stride].to(device), embedding.logits[::stride].to(device))
+    with torch.no_grad():
+        distances = classifier.distances(some).double().cpu()
+    scale = distances.std().item() or 1.0
+
+    def loss(log_ratio: float) -> float:
+        return F.cross_entropy(-distances / (scale * 10**log_ratio), labels[::stride]).item()
+
+    best = minimize_scalar(loss, bounds=(-4.0, 2.0), method="bounded", options={"xatol": 1e-4})
+    return float(f"{scale * 10 ** float(best.x):.6g}")
