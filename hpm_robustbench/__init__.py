@@ -69,9 +69,10 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
     from hpm_robustbench.data import ExampleSet
     from hpm_robustbench.hpm.config import HPMConfig
     from hpm_robustbench.load import wrap as wrap_examples
+    from hpm_robustbench.zoo.spec import HeadRule
 
     training = ExampleSet(_describe("images", model, images), "train", images, labels)
-    return wrap_examples(model, training, HPMConfig(**knobs), head=head).classifier
+    return wrap_examples(model, training, HPMConfig(**knobs), head=HeadRule(head)).classifier
 
 
 def benchmark(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import torch
 from torch import nn
 
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
-from hpm_robustbench.robustbench_compat import import_robustbench
+from hpm_robustbench.robustbench_compat import import_robustbench, without_cuda_calls
 from hpm_robustbench.zoo.spec import ModelSpec
 
 
 def build(spec: ModelSpec) -> nn.Module:
     """Construct a spec's network, in eval mode on the CPU; its weights are still random.
 
-    Nothing is downloaded, and torch's random state is left as it was.
+    Nothing is downloaded or printed, and torch's random state is left as it was. Every submodule is in eval mode, and
+    every tensor that the network keeps moves with it to another device.
 
     Raises:
         UsageProblem: the factory does not exist or cannot be imported.
@@ -29,7 +32,7 @@ def build(spec: ModelSpec) -> nn.Module:
     construct = finders[kind](target)
     wanted = f"a torch.nn.Module from {target}()"
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), redirect_stdout(io.StringIO()):
             network = construct()
     except Exception as error:  # someone else's code
         got = f"{type(error).__name__}: {error}"
@@ -38,7 +41,19 @@ def build(spec: ModelSpec) -> nn.Module:
         raise InvalidInput(
             wanted=wanted, got=f"a {type(network).__name__}", next_step="return the network from the factory"
         )
-    return network.to("cpu").eval()
+    network = network.to("cpu").eval()
+    for module in network.modules():
+        module.training = False  # some constructors override eval() and reach only a part of themselves
+        _adopt_tensors(module)
+    return network
+
+
+def _adopt_tensors(module: nn.Module) -> None:
+    """Make buffers of tensors that are mere attributes: normalisation constants that ``.to(device)`` would forget."""
+    stray = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+    for name, tensor in stray.items():
+        delattr(module, name)
+        module.register_buffer(name, tensor, persistent=False)
 
 
 def _python_function(target: str) -> Callable[[], object]:
@@ -81,5 +96,9 @@ def _robustbench_entry(target: str) -> Callable[[], object]:
     timm_name = f"{name.lower().replace('-', '_')}_{dataset.value}_{threat_name.lower()}"
     if timm.is_model(timm_name):
         return lambda: timm.create_model(timm_name, num_classes=DATASET_CLASSES[dataset], pretrained=False)
-    constructor: Callable[[], object] = entry["model"]
-    return constructor
+
+    def construct() -> object:
+        with without_cuda_calls():
+            return entry["model"]()
+
+    return construct

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.fit_store import fit_once
-from hpm_robustbench.hpm.backbone import split
+from hpm_robustbench.hpm.backbone import OneByOne, Split, fix_head, split
 from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.hpm.composite import split_composite
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.fitting import fit
 from hpm_robustbench.shapes import Logits
 from hpm_robustbench.threat import Dataset
+from hpm_robustbench.zoo.spec import HeadRule
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def wrap(
     training: ExampleSet,
     config: HPMConfig | None = None,
     *,
-    head: str | None = None,
+    head: HeadRule | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 250,
     keep: Path | None = None,
@@ -44,7 +46,7 @@ def wrap(
         model: images [N, C, H, W] in [0, 1] to logits [N, K]; taken over, do not use it afterwards.
         training: images that the dataset prototypes (and tau) come from; never the ones to be evaluated.
         config: the definition of HPM to use.
-        head: name of the last linear layer, if it cannot be found.
+        head: how the model is taken apart; by default at its only provable linear head.
         device: where to compute.
         batch_size: images per forward pass.
         keep: folder in which prototypes and tau are kept for the next time.
@@ -56,9 +58,9 @@ def wrap(
     config = config or HPMConfig()
     model = model.to(device).eval().requires_grad_(False)
     _prefer_channels_last(model, training.images[:8].to(device))
-    check_logits(model, training.dataset, training.images[:8].to(device))
-    parts = split(model, training.dataset.image_shape, training.dataset.n_classes, head)
-    classifier = HPMClassifier(parts, parts.fc.weight, config).to(device).freeze()
+    parts = _take_apart(model, training.dataset, head or HeadRule(), training.images[:8].to(device))
+    zeros = torch.zeros(parts.fc.out_features, parts.fc.in_features)
+    classifier = HPMClassifier(parts, zeros, config).to(device).freeze()
     if keep is None:
         fit(classifier, training.images, training.labels, batch_size)
     else:
@@ -68,6 +70,18 @@ def wrap(
         nn.Sequential(parts.backbone, parts.fc).eval(),
         f"{config.init} of {len(training)} {training.split} images of {training.dataset.name}",
     )
+
+
+def _take_apart(model: nn.Module, dataset: Dataset, rule: HeadRule, x: Tensor) -> Split:
+    if rule.members:
+        parts = split_composite(model, dataset.image_shape, dataset.n_classes, rule.members, rule.output)
+        check_logits(nn.Sequential(*parts), dataset, x)
+    else:
+        check_logits(model, dataset, x)
+        if rule.renormalised and rule.path:
+            fix_head(model, dataset.image_shape, rule.path)
+        parts = split(model, dataset.image_shape, dataset.n_classes, rule.path)
+    return Split(OneByOne(parts.backbone), parts.fc) if rule.one_by_one else parts
 
 
 def _prefer_channels_last(model: nn.Module, x: Tensor) -> None:

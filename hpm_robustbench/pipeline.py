@@ -124,7 +124,7 @@ def prepare(
         model,
         training,
         options.defence,
-        head=spec.head.path,
+        head=spec.head,
         device=device,
         batch_size=options.batch_size,
         keep=options.output / "prototypes",

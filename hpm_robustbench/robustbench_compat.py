@@ -72,6 +72,27 @@ def import_robustbench() -> ModuleType:
             return importlib.import_module("robustbench")
 
 
+@contextmanager
+def without_cuda_calls() -> Iterator[None]:
+    """Let ``tensor.cuda()`` return the tensor itself where there is no CUDA device.
+
+    The constructor of RobustBench's BiT networks, and so of its two kinds of mixtures, moves two constants to a GPU
+    that need not be there.
+    """
+    import torch
+
+    original = torch.Tensor.cuda
+    if torch.cuda.is_available():
+        yield
+        return
+    with _LOCK:
+        torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            torch.Tensor.cuda = original  # type: ignore[method-assign]
+
+
 def _importable(name: str) -> bool:
     # A module that somebody put into sys.modules by hand has no spec, and find_spec would refuse it.
     return name in sys.modules or importlib.util.find_spec(name) is not None

@@ -12,6 +12,8 @@ from torch import Tensor
 
 Images: TypeAlias = Float[Tensor, "N C H W"]
 Features: TypeAlias = Float[Tensor, "N D"]
+Raw: TypeAlias = Float[Tensor, "N R"]
+"""What a backbone returns: features, or features with the model's own logits beside them (R = D + K)."""
 Logits: TypeAlias = Float[Tensor, "N K"]
 Labels: TypeAlias = Int[Tensor, "N"]
 Mask: TypeAlias = Bool[Tensor, "N"]

@@ -7,7 +7,11 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Only where tensors flow: modules that judge what a user hands them must meet bad values themselves.
-CHECKED = ("hpm.backbone", "hpm.classifier", "hpm.prototypes", "hpm.views", "attacks", "evaluation")
+CHECKED = (
+    *(f"hpm.{module}" for module in ("backbone", "classifier", "composite", "fitting", "heads", "prototypes", "views")),
+    "attacks",
+    "evaluation",
+)
 install_import_hook([f"hpm_robustbench.{module}" for module in CHECKED], "beartype.beartype")
 
 torch.set_num_threads(1)

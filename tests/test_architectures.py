@@ -7,6 +7,7 @@ import torch
 
 from hpm_robustbench.architectures import build
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
+from hpm_robustbench.robustbench_compat import without_cuda_calls
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
@@ -17,6 +18,20 @@ import torch
 
 def small():
     return torch.nn.Linear(2, 2)
+
+class Loud(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+        self.mean = torch.ones(2).cuda()
+        self.child = torch.nn.Dropout()
+        print("built")
+
+    def train(self, mode=True):
+        self.training = mode
+        return self
+
+def loud():
+    return Loud()
 
 def raises():
     raise ValueError("no pretrained weights here")
@@ -46,6 +61,22 @@ def test_a_function_of_your_own(own):
     network = build(own("python:own_nets:small"))
     assert isinstance(network, torch.nn.Linear) and not network.training
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_is_built_silently_wholly_in_eval_mode_and_with_all_its_tensors(own, capsys):
+    with without_cuda_calls():
+        network = build(own("python:own_nets:loud"))
+    assert capsys.readouterr().out == ""
+    assert not any(module.training for module in network.modules())
+    assert "mean" not in network.state_dict()
+    assert network.to("meta").mean.is_meta
+
+
+def test_cuda_calls_are_only_left_out_where_they_are_told_to_be():
+    original = torch.Tensor.cuda
+    with without_cuda_calls():
+        assert torch.ones(1).cuda().device.type in ("cpu", "cuda")
+    assert torch.Tensor.cuda is original
 
 
 @pytest.mark.parametrize(

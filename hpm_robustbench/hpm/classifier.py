@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpm_robustbench.errors import InvalidInput
-from hpm_robustbench.hpm.backbone import Split
+from hpm_robustbench.hpm.backbone import Split, features_of
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import (
     Reference,
@@ -46,8 +46,8 @@ class HPMClassifier(nn.Module):
         self.carried: Tensor
         self.reference_features: Tensor
         self.reference_memberships: Tensor
-        self.register_buffer("prototypes", torch.zeros_like(self.fc.weight, requires_grad=False))
-        self.register_buffer("carried", torch.zeros_like(self.fc.weight, requires_grad=False))
+        for name in ("prototypes", "carried"):
+            self.register_buffer(name, prototypes.new_zeros(self.fc.out_features, self.fc.in_features))
         self.set_prototypes(prototypes)
         self.tau = nn.Parameter(torch.tensor(float(tau)))
         self.beta = nn.Parameter(torch.full((len(prototypes),), float(config.beta)))
@@ -61,7 +61,7 @@ class HPMClassifier(nn.Module):
         """
         if prototypes.shape != self.prototypes.shape:
             raise InvalidInput(
-                wanted=f"prototypes of shape {tuple(self.prototypes.shape)}, as the FC weight",
+                wanted=f"prototypes of shape {tuple(self.prototypes.shape)}, as the head has classes and features",
                 got=str(tuple(prototypes.shape)),
                 next_step="compute them from this model's own features",
             )
@@ -72,7 +72,7 @@ class HPMClassifier(nn.Module):
     def embed(self, x: Images) -> Embedding:
         """Run the backbone once; surrogates that share it start from here."""
         raw = self.backbone(x)
-        features, logits = _full_precision(raw), _full_precision(self.fc(raw))
+        features, logits = _full_precision(features_of(self.fc, raw)), _full_precision(self.fc(raw))
         return Embedding(F.normalize(features, dim=1) if self.config.normalize else features, logits)
 
     def distances(self, embedding: Embedding, config: HPMConfig | None = None) -> Logits:

@@ -9,7 +9,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.hpm.backbone import Head
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.hpm.heads import CarriedLogits
 from hpm_robustbench.hpm.prototypes import class_means
 from hpm_robustbench.shapes import ClassPrototypes, Images, Labels
 
@@ -32,6 +35,9 @@ def fit(classifier: HPMClassifier, images: Images, labels: Labels, batch_size: i
         images: of the training set, on the CPU.
         labels: their classes.
         batch_size: images per forward pass.
+
+    Raises:
+        InvalidInput: prototypes are to start from the rows of a head that has none.
     """
     embedding = _embed(classifier, images, batch_size)
     prototypes = _initial_prototypes(classifier, embedding, labels)
@@ -51,12 +57,21 @@ def _embed(classifier: HPMClassifier, images: Images, batch_size: int) -> Embedd
 
 
 def _initial_prototypes(classifier: HPMClassifier, embedding: Embedding, labels: Labels) -> ClassPrototypes:
-    weight: Tensor = classifier.fc.weight.detach().cpu()
     if classifier.config.init == "fc-rows":
-        return weight
+        return _fc_rows(classifier.fc)
     if classifier.config.init == "zeros":
-        return torch.zeros_like(weight)
-    return class_means(embedding.features, labels, len(weight))
+        return embedding.features.new_zeros(classifier.fc.out_features, classifier.fc.in_features)
+    return class_means(embedding.features, labels, classifier.fc.out_features)
+
+
+def _fc_rows(fc: Head) -> ClassPrototypes:
+    if isinstance(fc, CarriedLogits):
+        raise InvalidInput(
+            wanted="one linear head, whose rows prototypes can start from",
+            got="a model of several networks, whose features no single layer turns into logits",
+            next_step="use --hpm init=class-means",
+        )
+    return fc.weight.detach().cpu()
 
 
 def _fit_tau(classifier: HPMClassifier, embedding: Embedding, labels: Labels) -> float:

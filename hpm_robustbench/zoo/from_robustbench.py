@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -25,6 +26,15 @@ def read_index() -> list[dict[str, Any]]:
     text = files("hpm_robustbench.zoo").joinpath("robustbench.json").read_text(encoding="utf-8")
     entries: list[dict[str, Any]] = json.loads(text)
     return entries
+
+
+@lru_cache(maxsize=1)
+def read_heads() -> Mapping[str, Mapping[str, Any]]:
+    """How the models that do not end in one linear layer are taken apart, by ``dataset/threat/name``."""
+    rules: dict[str, dict[str, Any]] = json.loads(
+        files("hpm_robustbench.zoo").joinpath("heads.json").read_text(encoding="utf-8")
+    )
+    return rules
 
 
 def robustbench_specs() -> list[ModelSpec]:
@@ -47,7 +57,12 @@ def _spec(entry: Mapping[str, Any]) -> ModelSpec:
         threat=ThreatModel.parse(entry["threat"], entry["eps"]),
         factory=f"robustbench:{track}/{entry.get('built_as', entry['name'])}",
         weights=weights,
-        head=HeadRule(entry.get("head")),
+        head=_head(f"{track}/{entry['name']}", entry),
         paper=Paper(**{key: value for key, value in entry.items() if key in _PAPER_FIELDS}),
         preprocessing=entry.get("preprocessing"),
     )
+
+
+def _head(key: str, entry: Mapping[str, Any]) -> HeadRule:
+    rule = dict(read_heads().get(key, {}))
+    return HeadRule(path=entry.get("head"), members=tuple(rule.pop("members", ())), **rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.threat import ThreatModel
@@ -46,9 +47,25 @@ class WeightsRef:
 
 @dataclass(frozen=True)
 class HeadRule:
-    """Which layer is the classifier: ``path`` names it, None means find the only provable one."""
+    """How a model is taken apart into features and logits.
+
+    Attributes:
+        path: the layer that is the classifier; None means find the only provable one.
+        members: for an ensemble or a mixture, the layers whose inputs are the features, side by side.
+        output: what a model with ``members`` returns: logits (or log-probabilities), or the mean of its members'
+            probabilities.
+        renormalised: the model normalises the weights of ``path`` on every forward pass; they are kept as they are
+            after the first.
+        one_by_one: the network's answer for an image depends on the others, so it sees one at a time.
+        note: what a reader of a number should know, such as where gradients end.
+    """
 
     path: str | None = None
+    members: tuple[str, ...] = ()
+    output: Literal["logits", "probabilities"] = "logits"
+    renormalised: bool = False
+    one_by_one: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpm_robustbench.errors import HeadNotFound
-from hpm_robustbench.hpm.backbone import split
+from hpm_robustbench.hpm.backbone import fix_head, split
 
 SHAPE = (3, 4, 4)
 PIXELS = 48
@@ -280,6 +280,59 @@ def test_a_refused_model_is_left_as_it_was(make):
         split(model, SHAPE, CLASSES)
     assert list(model.named_modules(remove_duplicate=False)) == modules
     torch.testing.assert_close(model(images()), before)
+
+
+class Pointwise(nn.Module):
+    """Ends in a 1x1 convolution over a 1x1 map."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, WIDTH, 4), nn.ReLU())
+        self.fc = nn.Conv2d(WIDTH, CLASSES, 1)
+        self.end = end
+
+    def forward(self, x):
+        return self.end(self.fc(self.trunk(x)))
+
+
+@pytest.mark.parametrize("end", [nn.Flatten(), lambda maps: maps[..., 0, 0]], ids=["flatten", "index"])
+def test_a_pointwise_convolution_is_a_linear_head(end):
+    model = Pointwise(end).eval()
+    before, features = model(images()), model.trunk(images()).flatten(1)
+    backbone, fc = split(model, SHAPE, CLASSES)
+    assert torch.equal(backbone(images()), features)
+    assert torch.equal(fc(backbone(images())), before)
+    assert (fc.in_features, fc.out_features) == (WIDTH, CLASSES)
+    torch.testing.assert_close(F.linear(features, fc.weight, fc.conv.bias), before)
+
+
+class RewrittenHead(Net):
+    """As RobustBench's Pang2020Boosting: normalises the weights of whatever linear layers its head holds."""
+
+    def forward(self, x):
+        features = self.trunk(x)
+        for module in self.fc.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = F.normalize(module.weight, p=2, dim=1)
+        return self.fc(features)
+
+
+def test_a_head_that_is_rewritten_on_every_pass_can_be_fixed():
+    model = RewrittenHead().eval()
+    with torch.no_grad():
+        expected = model(images())
+    fix_head(model, SHAPE, "fc")
+    weight = model.fc.weight.clone()
+    torch.testing.assert_close(model(images()), expected)
+    assert torch.equal(model.fc.weight, weight)
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(CLASSES))
+    backbone, fc = split(model, SHAPE, CLASSES, "fc")
+    assert torch.equal(fc(backbone(images())), F.linear(model.trunk(images()), weight, fc.bias))
+
+
+def test_only_a_linear_head_can_be_fixed():
+    with pytest.raises(HeadNotFound, match="got Sequential"):
+        fix_head(Net(), SHAPE, "trunk")
 
 
 def test_naming_the_head_decides_between_twins():
