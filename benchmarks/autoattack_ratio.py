@@ -55,9 +55,9 @@ def make_case(model: str, n: int, batch_size: int, norm: Norm) -> Case:
     test = digits.test().head(n)
     x, y = test.images, test.labels
     if model == "embedded":
-        spec = find_spec(DIGITS_MODEL, None, None, None)
-        net, threat = load_weights(spec, Path("models")).model, spec.threat
-        threat = threat if norm is threat.norm else ThreatModel.parse(norm.value, "0.8")
+        spec = find_spec(DIGITS_MODEL)
+        net = load_weights(spec, Path("models")).model
+        threat = ThreatModel.parse(norm.value, spec.threat.budget if norm.value == spec.threat.name else "0.8")
     else:
         torch.manual_seed(0)
         net, threat = digits_resnet().eval(), ThreatModel.parse(norm.value, "1e-4")

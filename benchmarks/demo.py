@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--model", default=DIGITS_MODEL)
     parser.add_argument("--n-ex", type=int, default=1000)
     given = parser.parse_args()
-    spec = find_spec(given.model, None, None, None)
+    spec = find_spec(given.model)
     with tempfile.TemporaryDirectory() as folder, timing_model_calls() as watch:
         start = time.perf_counter()
         evaluate(spec, RunOptions(n_ex=given.n_ex, output=Path(folder)))

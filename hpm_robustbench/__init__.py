@@ -23,11 +23,11 @@ def list_models(dataset: str | None = None, threat_model: str | None = None) -> 
     Raises:
         UnknownName: no such threat model.
     """
-    from hpm_robustbench.threat import Norm
+    from hpm_robustbench.threat import parse_threat_name
     from hpm_robustbench.zoo.catalog import catalog
 
-    norm = None if threat_model is None else Norm.parse(threat_model)
-    return sorted({spec.name for spec in catalog().specs(dataset=dataset, norm=norm)})
+    threat = None if threat_model is None else parse_threat_name(threat_model)
+    return sorted({spec.name for spec in catalog().specs(dataset, threat)})
 
 
 def load_model(
@@ -46,7 +46,7 @@ def load_model(
     from hpm_robustbench.request import find_spec
     from hpm_robustbench.weights import load_weights
 
-    return load_weights(find_spec(model_name, dataset, threat_model, None), Path(model_dir)).model
+    return load_weights(find_spec(model_name, dataset, threat_model), Path(model_dir)).model
 
 
 def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None = None, **knobs: Any) -> HPMClassifier:

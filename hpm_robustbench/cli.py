@@ -58,7 +58,7 @@ def cli(quiet: bool) -> None:
 @click.option("--about", type=_path, help="JSON file on your model's origin: title, authors, link, license, ...")
 @click.option("--dataset", help="Which dataset; any name with --data.")
 @click.option("--data", type=_path, help="The dataset itself: .npz arrays, MNIST-style files, or class folders.")
-@_both_spellings("threat_model", help="Linf or L2.")
+@_both_spellings("threat_model", help="Linf, L2 or corruptions.")
 @click.option("--eps", help="Budget in units of [0, 1], as 8/255 or 0.031.")
 @_both_spellings("n_ex", type=click.IntRange(min=1), default=1000, help="Test images; at most all of them.")
 @_both_spellings("batch_size", type=click.IntRange(min=1), default=250, help="Images an attack works on together.")
@@ -108,7 +108,7 @@ def run(  # the options of one command
     import torch
 
     from hpm_robustbench.report import render_card
-    from hpm_robustbench.request import find_spec, own_spec, run_options
+    from hpm_robustbench.request import own_spec, run_options, spec_to_run
     from hpm_robustbench.workers import default_workers, evaluate_together
 
     track = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
@@ -122,7 +122,7 @@ def run(  # the options of one command
             raise UsageProblem(
                 wanted=f"--factory beside {', '.join(given)}", got="none", next_step="add it, or leave those out"
             )
-        spec = find_spec(model, **track)
+        spec = spec_to_run(model, **track)
     else:
         sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
         spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
@@ -144,9 +144,9 @@ def run(  # the options of one command
 def list_models(dataset: str | None, threat_model: str | None, form: str) -> None:
     """List the models that can be run."""
     from hpm_robustbench.report import render_specs
-    from hpm_robustbench.threat import Norm
+    from hpm_robustbench.threat import parse_threat_name
 
-    specs = _catalog().specs(dataset=dataset, norm=threat_model and Norm.parse(threat_model))
+    specs = _catalog().specs(dataset, threat_model and parse_threat_name(threat_model))
     click.echo(_json([_facts(spec) for spec in specs]) if form == "json" else render_specs(specs))
 
 
@@ -160,7 +160,7 @@ def show(model: str, dataset: str | None, threat_model: str | None, form: str) -
     from hpm_robustbench.report import render_facts
     from hpm_robustbench.request import find_spec
 
-    facts = _facts(find_spec(model, dataset, threat_model, None))
+    facts = _facts(find_spec(model, dataset, threat_model))
     click.echo(_json(facts) if form == "json" else render_facts(facts))
 
 

@@ -26,7 +26,7 @@ from hpm_robustbench.ledger.plan import Examples, Plan
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.shapes import Images
-from hpm_robustbench.threat import Batching
+from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
@@ -113,6 +113,7 @@ def prepare(
     spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
 ) -> Case:
     """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
+    _attackable(spec)
     device = _device(options.device)
     source = source or open_dataset(spec.dataset, data=options.data, data_dir=options.data_dir)
     test, training = select(source, options.n_ex)
@@ -139,7 +140,7 @@ def _check_card(spec: ModelSpec, plans: Sequence[Plan], options: RunOptions) -> 
     trials = {
         (p.target, p.batching, p.batch_size, p.seed, str(p.threat.eps.value), p.examples.fingerprint) for p in plans
     }
-    path = place(options.output / "model_cards", spec.dataset, spec.threat.norm, spec.name)
+    path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
     check_replaceable(path, trials, options.defence.to_json())
 
 
@@ -214,7 +215,7 @@ def _plan(
         model=spec.name,
         target=subject.target,
         batching=batching,
-        threat=spec.threat,
+        threat=_attackable(spec),
         protocol=protocol,
         steps=find_protocol(protocol, subject.target, batching),
         examples=Examples(test.dataset.name, test.split, test.fingerprint, len(test)),
@@ -229,6 +230,16 @@ def _plan(
         seed=options.seed,
         batch_size=batch_size,
         shard_size=batch_size,
+    )
+
+
+def _attackable(spec: ModelSpec) -> ThreatModel:
+    if isinstance(spec.threat, ThreatModel):
+        return spec.threat
+    raise UsageProblem(
+        wanted=f"a norm and a budget to attack {spec.name} under",
+        got=f"a model against {spec.threat}",
+        next_step="add them, such as --threat_model Linf --eps 8/255",
     )
 
 

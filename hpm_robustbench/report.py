@@ -113,8 +113,8 @@ def spec_facts(spec: ModelSpec) -> dict[str, Any]:
     return {
         "model": spec.name,
         "dataset": spec.dataset,
-        "threat_model": spec.threat.norm.value,
-        "eps": spec.threat.eps.text,
+        "threat_model": spec.threat.name,
+        "eps": spec.threat.budget,
         "factory": spec.factory,
         "weights": str(spec.weights),
         "head": spec.head.path,

@@ -11,22 +11,47 @@ from typing import Any
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.pipeline import RunOptions
-from hpm_robustbench.threat import Batching, Eps, Norm, ThreatModel
+from hpm_robustbench.threat import Batching, Norm, Threat, parse_threat, parse_threat_name
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.from_file import spec_from_factory
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
 
+_OF_ONE_THREAT = (
+    "autoattack_acc",
+    "reported",
+    "external",
+    "unreliable",
+    "corruptions_acc",
+    "corruptions_mce",
+    "corruptions_acc_3d",
+    "corruptions_mce_3d",
+)
+"""Published figures that say nothing about another threat model."""
 
-def find_spec(model: str, dataset: str | None, threat_model: str | None, eps: str | None) -> ModelSpec:
-    """A known model, on its own track or with another budget.
+
+def find_spec(model: str, dataset: str | None = None, threat_model: str | None = None) -> ModelSpec:
+    """A known model on its own track; see ``Catalog.find``.
 
     Raises:
-        UnknownName: no such model; the message shows the nearest names.
-        UsageProblem: eps is no number.
+        UnknownName: no such model or threat model; the message shows the nearest names.
+        UsageProblem: it is not on that track.
     """
-    norm = None if threat_model is None else Norm.parse(threat_model)
-    spec = catalog().find(model, dataset=dataset, norm=norm)
-    return spec if eps is None else with_eps(spec, Eps.parse(eps))
+    return catalog().find(model, dataset, None if threat_model is None else parse_threat_name(threat_model))
+
+
+def spec_to_run(model: str, dataset: str | None, threat_model: str | None, eps: str | None) -> ModelSpec:
+    """A known model under the threat model it was made for, or under another one that is asked for in full.
+
+    Raises:
+        UnknownName: no such model or threat model.
+        UsageProblem: the model is of another dataset, or the budget is missing, no number, or has no meaning.
+    """
+    threat_name = None if threat_model is None else parse_threat_name(threat_model)
+    at_home = any(spec.name == model for spec in catalog().specs(dataset, threat_name))
+    spec = catalog().find(model, dataset, threat_name if at_home else None)
+    if at_home and eps is None:
+        return spec
+    return under(spec, parse_threat(threat_name or spec.threat.name, eps))
 
 
 def own_spec(
@@ -46,34 +71,33 @@ def own_spec(
         UsageProblem: something that only the caller can know is missing.
         InvalidInput: ``about`` is not a JSON object of known facts.
     """
-    if weights is None or dataset is None or eps is None:
+    if weights is None or dataset is None:
         raise UsageProblem(
-            wanted="--weights, --dataset and --eps beside --factory",
-            got=f"weights {weights}, dataset {dataset}, eps {eps}",
-            next_step="add what is missing; --threat-model is Linf unless you say L2",
+            wanted="--weights and --dataset beside --factory",
+            got=f"weights {weights}, dataset {dataset}",
+            next_step="add what is missing; --threat-model is Linf unless you say otherwise",
         )
     return spec_from_factory(
         name=name or factory.rsplit(":", 1)[-1],
         factory=factory,
         weights=weights,
         dataset=dataset,
-        threat=ThreatModel.parse(threat_model or Norm.LINF.value, eps),
+        threat=parse_threat(threat_model or Norm.LINF.value, eps),
         head=head,
         about=None if about is None else _read_object(about),
     )
 
 
-def with_eps(spec: ModelSpec, eps: Eps) -> ModelSpec:
-    """The same model under another budget: a name of its own, and no figures published for the old budget."""
-    if eps.value == spec.threat.eps.value:
+def under(spec: ModelSpec, threat: Threat) -> ModelSpec:
+    """The same model under another threat model: without the figures published for its own one.
+
+    A budget becomes part of the name, so that no card of another budget has the same place.
+    """
+    if threat == spec.threat:
         return spec
-    unpublished = {key: getattr(Paper(), key) for key in ("autoattack_acc", "reported", "external", "unreliable")}
-    return replace(
-        spec,
-        name=f"{spec.name}_eps{eps.text.replace('/', '-')}",
-        threat=ThreatModel(spec.threat.norm, eps),
-        paper=replace(spec.paper, **unpublished),
-    )
+    unpublished = {key: getattr(Paper(), key) for key in _OF_ONE_THREAT}
+    suffix = f"_eps{threat.budget.replace('/', '-')}" if threat.budget else ""
+    return replace(spec, name=f"{spec.name}{suffix}", threat=threat, paper=replace(spec.paper, **unpublished))
 
 
 def run_options(*, batching: Sequence[str], knobs: Sequence[str], **rest: Any) -> RunOptions:

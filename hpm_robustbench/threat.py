@@ -1,11 +1,12 @@
-"""What an attacker may do and what a defence answers to: datasets, norms, budgets, batching. No torch."""
+"""What a model is up against and what it answers to: datasets, norms, budgets, corruptions, batching. No torch."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
+from typing import ClassVar, TypeAlias
 
 from hpm_robustbench.errors import UnknownName, UsageProblem
 
@@ -44,10 +45,11 @@ class Norm(str, Enum):
 class Eps:
     """A perturbation budget: the exact text a person wrote and the exact number it means.
 
-    ``8/255`` is not a finite binary fraction, so both are kept; ``float(eps)`` is what attacks compute with.
+    ``8/255`` is not a finite binary fraction, so both are kept; ``float(eps)`` is what attacks compute with. Two
+    spellings of one number are the same budget.
     """
 
-    text: str
+    text: str = field(compare=False)
     value: Fraction
 
     @classmethod
@@ -90,8 +92,72 @@ class ThreatModel:
         """Read a norm and a budget from text."""
         return cls(Norm.parse(norm), Eps.parse(eps))
 
+    @property
+    def name(self) -> str:
+        """RobustBench's name of the threat model."""
+        return self.norm.value
+
+    @property
+    def budget(self) -> str | None:
+        """The radius as a person wrote it."""
+        return self.eps.text
+
     def __str__(self) -> str:
-        return f"{self.norm.value} {self.eps}"
+        return f"{self.name} {self.eps}"
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """What weather, sensors and codecs do to an image: noise, blur, fog and the like, and nobody who means harm.
+
+    Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+    Perturbations", ICLR 2019.
+    """
+
+    name: ClassVar[str] = "corruptions"
+    budget: ClassVar[str | None] = None
+    """There is no norm and no radius; a severity from 1 to 5 takes their place."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Threat: TypeAlias = ThreatModel | Corruptions
+"""What a model is meant to withstand; ``name`` tells the kinds apart, as in RobustBench."""
+
+THREAT_NAMES = (*(norm.value for norm in Norm), Corruptions.name)
+
+
+def parse_threat_name(text: str) -> str:
+    """RobustBench's spelling of a threat model's name, given in any case.
+
+    Raises:
+        UnknownName: no such threat model.
+    """
+    for name in THREAT_NAMES:
+        if name.casefold() == text.strip().casefold():
+            return name
+    raise UnknownName("threat model", text, THREAT_NAMES)
+
+
+def parse_threat(name: str, eps: str | None) -> Threat:
+    """Read a threat model from its name and its budget, which a norm needs and corruptions do not have.
+
+    Raises:
+        UnknownName: no such threat model.
+        UsageProblem: the budget is missing, is no number, or has no meaning.
+    """
+    known = parse_threat_name(name)
+    if known != Corruptions.name and eps is not None:
+        return ThreatModel.parse(known, eps)
+    if known == Corruptions.name and eps is None:
+        return Corruptions()
+    wanted = "no budget, which corruptions do not have" if eps else f"a budget for {known}"
+    raise UsageProblem(
+        wanted=wanted,
+        got=f"eps {eps}",
+        next_step="leave --eps out, or attack under --threat_model Linf or L2" if eps else "add --eps, such as 8/255",
+    )
 
 
 class Batching(str, Enum):

@@ -12,7 +12,7 @@ from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
-ZOO = {(spec.dataset, spec.name): spec for spec in robustbench_specs() if spec.threat.norm.value == "Linf"}
+ZOO = {(spec.dataset, spec.name): spec for spec in robustbench_specs() if spec.threat.name == "Linf"}
 FACTORIES = """
 import torch
 

@@ -84,6 +84,7 @@ def test_wrapping_refuses_images_that_are_not_in_the_box(model: nn.Module) -> No
 def test_models_can_be_listed_and_loaded() -> None:
     assert "Carmon2019Unlabeled" in hpm_robustbench.list_models("cifar10", "Linf")
     assert not any(name.startswith("Digits") for name in hpm_robustbench.list_models("cifar10"))
+    assert len(hpm_robustbench.list_models("cifar10", "corruptions")) == 17
     name = next(name for name in hpm_robustbench.list_models("digits"))
     assert hpm_robustbench.load_model(name)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(UnknownName, match="Carmon2019Unlabeled"):

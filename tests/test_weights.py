@@ -22,7 +22,7 @@ from hpm_robustbench.zoo.builtin import builtin_specs
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
-LINF = {(spec.dataset, spec.name): spec for spec in robustbench_specs() if spec.threat.norm.value == "Linf"}
+LINF = {(spec.dataset, spec.name): spec for spec in robustbench_specs() if spec.threat.name == "Linf"}
 WONG = LINF["cifar10", "Wong2020Fast"]
 CHEN = LINF["cifar10", "Chen2020Adversarial"]
 STATE = {"weight": torch.eye(2), "bias": torch.ones(2)}

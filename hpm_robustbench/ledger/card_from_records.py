@@ -44,11 +44,12 @@ def build_card(
     """
     _check_subject(spec, records)
     ordered = sorted(records, key=lambda record: (record.plan.target, list(Batching).index(record.plan.batching)))
+    eps = records[0].plan.threat.eps.text
     with contract_of(f"the runs of {spec.name}"):
         bench = HpmBench(
             schema_version=SCHEMA_VERSION,
             model_id=spec.name,
-            base_model=spec.name.removesuffix(f"_eps{spec.threat.eps.text.replace('/', '-')}"),
+            base_model=spec.name.removesuffix(f"_eps{eps.replace('/', '-')}"),
             factory=spec.factory,
             license=spec.paper.license,
             weights=_weights(spec.weights, weights_sha256),

@@ -16,7 +16,6 @@ from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, json_schema
-from hpm_robustbench.threat import Norm
 
 __all__ = [
     "ModelCard",
@@ -58,12 +57,12 @@ def card_path(card: ModelCard, cards_dir: Path) -> Path:
             got=f"a plain RobustBench entry, {card.name!r}",
             next_step="evaluate the model with hpm-bench run",
         )
-    return place(cards_dir, card.dataset, card.hpm_bench.evaluations[0].threat.norm, card.hpm_bench.model_id)
+    return place(cards_dir, card.dataset, card.hpm_bench.evaluations[0].threat.norm.value, card.hpm_bench.model_id)
 
 
-def place(cards_dir: Path, dataset: str, norm: Norm, model: str) -> Path:
+def place(cards_dir: Path, dataset: str, threat_model: str, model: str) -> Path:
     """Where the card of a model on a track lies."""
-    return cards_dir / dataset / norm.value / f"{model}.json"
+    return cards_dir / dataset / threat_model / f"{model}.json"
 
 
 def check_replaceable(path: Path, trials: Collection[tuple[object, ...]], defence: Mapping[str, Any]) -> None:

@@ -13,11 +13,11 @@ from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _DEFAULT_DATASET = "cifar10"
-_DEFAULT_NORM = Norm.LINF
+_DEFAULT_THREAT = Norm.LINF.value
 
 
 class Catalog:
-    """An unchangeable set of specs, in which (dataset, norm, name) occurs once."""
+    """An unchangeable set of specs, in which (dataset, threat model, name) occurs once."""
 
     def __init__(self, specs: Iterable[ModelSpec]) -> None:
         """Merge the specs of all sources.
@@ -35,29 +35,29 @@ class Catalog:
                 )
         self._specs = tuple(ordered)
 
-    def specs(self, dataset: str | None = None, norm: Norm | None = None) -> tuple[ModelSpec, ...]:
-        """The models of a dataset and a norm (None: of all), sorted by dataset, norm and name."""
-        return tuple(spec for spec in self._specs if _is_on(spec, dataset, norm))
+    def specs(self, dataset: str | None = None, threat_model: str | None = None) -> tuple[ModelSpec, ...]:
+        """The models of a dataset and a threat model (None: of all), sorted by both and by name."""
+        return tuple(spec for spec in self._specs if _is_on(spec, dataset, threat_model))
 
-    def find(self, name: str, dataset: str | None = None, norm: Norm | None = None) -> ModelSpec:
+    def find(self, name: str, dataset: str | None = None, threat_model: str | None = None) -> ModelSpec:
         """The one model of that name.
 
-        Where the name stands on several tracks and the request leaves the choice open, RobustBench's defaults decide:
-        CIFAR-10, then Linf.
+        Where the name stands on several tracks and the request leaves the choice open, RobustBench's defaults decide
+        as far as the model is there: CIFAR-10, then Linf.
 
         Raises:
             UnknownName: no model has that name; shows the nearest ones.
-            UsageProblem: it is not on the wanted track, or on several others than the default; lists its tracks.
+            UsageProblem: it is not on the wanted track, or on several that no default tells apart; lists its tracks.
         """
         named = [spec for spec in self._specs if spec.name == name]
         if not named:
-            near = self.specs(dataset, norm) or self._specs
+            near = self.specs(dataset, threat_model) or self._specs
             raise UnknownName("model", name, {spec.name for spec in near})
-        hits = [spec for spec in named if _is_on(spec, dataset, norm)]
-        if len(hits) > 1:
-            hits = [spec for spec in hits if _is_on(spec, dataset or _DEFAULT_DATASET, norm or _DEFAULT_NORM)]
+        hits = [spec for spec in named if _is_on(spec, dataset, threat_model)]
+        for default in ((_DEFAULT_DATASET, None), (None, _DEFAULT_THREAT)):
+            hits = [spec for spec in hits if _is_on(spec, *default)] or hits
         if len(hits) != 1:
-            wanted = " ".join(part for part in (dataset, norm and norm.value) if part) or "one track"
+            wanted = " ".join(part for part in (dataset, threat_model) if part) or "one track"
             raise UsageProblem(
                 wanted=f"{name} on {wanted}",
                 got=f"a model of {', '.join(_track(spec) for spec in named)}",
@@ -67,15 +67,15 @@ class Catalog:
 
 
 def _key(spec: ModelSpec) -> tuple[str, str, str]:
-    return spec.dataset, spec.threat.norm.value, spec.name
+    return spec.dataset, spec.threat.name, spec.name
 
 
 def _track(spec: ModelSpec) -> str:
-    return f"{spec.dataset} {spec.threat.norm.value}"
+    return f"{spec.dataset} {spec.threat.name}"
 
 
-def _is_on(spec: ModelSpec, dataset: str | None, norm: Norm | None) -> bool:
-    return dataset in (None, spec.dataset) and norm in (None, spec.threat.norm)
+def _is_on(spec: ModelSpec, dataset: str | None, threat_model: str | None) -> bool:
+    return dataset in (None, spec.dataset) and threat_model in (None, spec.threat.name)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hpm_robustbench.errors import UnknownName, UsageProblem
-from hpm_robustbench.threat import ThreatModel
+from hpm_robustbench.threat import Threat
 from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
 
 _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", re.ASCII)
@@ -20,7 +20,7 @@ def spec_from_factory(
     factory: str,
     weights: Path,
     dataset: str,
-    threat: ThreatModel,
+    threat: Threat,
     head: str | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> ModelSpec:

@@ -14,15 +14,14 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from hpm_robustbench.threat import Norm, ThreatModel
+from hpm_robustbench.threat import parse_threat
 from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
 
-_LP_NORMS = {norm.value for norm in Norm}
 _PAPER_FIELDS = {field.name for field in fields(Paper)}
 
 
 def read_index() -> list[dict[str, Any]]:
-    """Every entry of RobustBench's zoo, corruption tracks included, sorted by dataset, threat and name."""
+    """Every entry of RobustBench's zoo, sorted by dataset, threat and name."""
     text = files("hpm_robustbench.zoo").joinpath("robustbench.json").read_text(encoding="utf-8")
     entries: list[dict[str, Any]] = json.loads(text)
     return entries
@@ -38,11 +37,8 @@ def read_heads() -> Mapping[str, Mapping[str, Any]]:
 
 
 def robustbench_specs() -> list[ModelSpec]:
-    """The entries trained against an Lp adversary.
-
-    A corruption has no norm and no budget, so those entries are no ``ThreatModel``; they are in the index only.
-    """
-    return [_spec(entry) for entry in read_index() if entry["threat"] in _LP_NORMS]
+    """A spec for each of them."""
+    return [_spec(entry) for entry in read_index()]
 
 
 def _spec(entry: Mapping[str, Any]) -> ModelSpec:
@@ -54,7 +50,7 @@ def _spec(entry: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec(
         name=entry["name"],
         dataset=entry["dataset"],
-        threat=ThreatModel.parse(entry["threat"], entry["eps"]),
+        threat=parse_threat(entry["threat"], entry.get("eps")),
         factory=f"robustbench:{track}/{entry.get('built_as', entry['name'])}",
         weights=weights,
         head=_head(f"{track}/{entry['name']}", entry),

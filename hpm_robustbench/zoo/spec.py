@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.threat import ThreatModel
+from hpm_robustbench.threat import Threat
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
@@ -70,7 +70,7 @@ class HeadRule:
 
 @dataclass(frozen=True)
 class Paper:
-    """Facts about a model's origin, under RobustBench's column names; published accuracies in percent."""
+    """Facts about a model's origin, under RobustBench's column names; published accuracies and errors in percent."""
 
     title: str = ""
     authors: str = ""
@@ -84,6 +84,10 @@ class Paper:
     autoattack_acc: str | None = None
     reported: str | None = None
     external: str | None = None
+    corruptions_acc: str | None = None
+    corruptions_mce: str | None = None
+    corruptions_acc_3d: str | None = None
+    corruptions_mce_3d: str | None = None
     unreliable: bool | None = None
     footnote: str | None = None
 
@@ -98,7 +102,7 @@ class ModelSpec:
 
     name: str
     dataset: str
-    threat: ThreatModel
+    threat: Threat
     factory: str
     weights: WeightsRef
     head: HeadRule = field(default_factory=HeadRule)

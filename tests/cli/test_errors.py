@@ -84,6 +84,11 @@ def test_a_factory_without_weights_says_what_is_missing() -> None:
     assert "--weights" in str(failure(["run", "--factory", "own:small"]))
 
 
+def test_a_factory_without_a_budget_says_what_is_missing(place) -> None:
+    given = ["run", "--factory", "own:small", "--weights", str(place.weights), "--dataset", "digits"]
+    assert "a budget for Linf" in str(failure(given))
+
+
 @pytest.mark.parametrize(
     ("factory", "kind", "word"),
     [

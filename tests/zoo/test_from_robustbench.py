@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from importlib.resources import files
 
 import pytest
 
 from hpm_robustbench.robustbench_compat import import_robustbench, import_torchvision
-from hpm_robustbench.threat import Norm
+from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.zoo.from_robustbench import read_index, robustbench_specs
 
 INDEX = {(entry["dataset"], entry["threat"], entry["name"]): entry for entry in read_index()}
@@ -69,12 +70,20 @@ def test_one_sorted_line_for_each_entry():
     assert [(e["dataset"], e["threat"], e["name"]) for e in entries] == sorted(INDEX)
 
 
-def test_every_lp_entry_becomes_a_spec_and_no_corruption_does():
+def test_every_entry_becomes_a_spec():
     specs = robustbench_specs()
-    assert len(specs) == 165
-    assert sum(spec.threat.norm is Norm.L2 for spec in specs) == 21
-    assert {(s.dataset, s.threat.norm.value, s.name) for s in specs} == {k for k in INDEX if k[1] != "corruptions"}
+    assert Counter(spec.threat.name for spec in specs) == {"Linf": 144, "L2": 21, "corruptions": 41}
+    assert {(s.dataset, s.threat.name, s.name) for s in specs} == set(INDEX)
+    assert all((spec.threat.budget is None) == (spec.threat.name == "corruptions") for spec in specs)
     assert all(spec.paper.title and spec.paper.link and spec.paper.license != "unknown" for spec in specs)
+
+
+def test_a_corruption_entry_has_no_norm_and_no_budget():
+    [augmix] = [s for s in robustbench_specs() if (s.dataset, s.name) == ("cifar10", "Hendrycks2020AugMix_WRN")]
+    assert augmix.threat == Corruptions()
+    assert str(augmix.threat) == "corruptions"
+    assert augmix.factory == "robustbench:cifar10/corruptions/Hendrycks2020AugMix_WRN"
+    assert augmix.weights.cache == "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"
 
 
 def test_the_facts_of_a_well_known_entry():

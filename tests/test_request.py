@@ -1,0 +1,69 @@
+"""From a request in words to the model and the threat model that are meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.request import find_spec, own_spec, spec_to_run
+
+
+def test_a_model_is_found_on_a_corruption_track() -> None:
+    spec = find_spec("Hendrycks2020AugMix_WRN", "cifar100", "corruptions")
+    assert (spec.dataset, spec.threat.name) == ("cifar100", "corruptions")
+    with pytest.raises(UsageProblem, match="got a model of cifar10 corruptions, cifar100 corruptions"):
+        find_spec("Hendrycks2020AugMix_WRN", "cifar10", "Linf")
+
+
+def test_one_name_on_two_tracks_is_two_models() -> None:
+    assert find_spec("Standard").threat.name == "Linf"
+    assert find_spec("Standard", threat_model="corruptions").factory == "robustbench:cifar10/corruptions/Standard"
+
+
+def test_a_model_runs_under_its_own_budget_in_any_spelling() -> None:
+    spec = find_spec("Carmon2019Unlabeled")
+    assert spec_to_run("Carmon2019Unlabeled", None, None, None) == spec
+    assert spec_to_run("Carmon2019Unlabeled", None, "linf", "16/510") == spec
+
+
+@pytest.mark.parametrize(
+    ("model", "threat_model", "eps", "name", "threat"),
+    [
+        ("Carmon2019Unlabeled", None, "4/255", "Carmon2019Unlabeled_eps4-255", "Linf 4/255"),
+        ("Carmon2019Unlabeled", "L2", "0.5", "Carmon2019Unlabeled_eps0.5", "L2 0.5"),
+        ("Carmon2019Unlabeled", "corruptions", None, "Carmon2019Unlabeled", "corruptions"),
+        ("Hendrycks2020AugMix_WRN", "Linf", "8/255", "Hendrycks2020AugMix_WRN_eps8-255", "Linf 8/255"),
+    ],
+)
+def test_a_model_may_be_tried_under_a_threat_model_it_was_not_made_for(
+    model: str, threat_model: str | None, eps: str | None, name: str, threat: str
+) -> None:
+    home, asked = find_spec(model), spec_to_run(model, None, threat_model, eps)
+    assert (asked.name, str(asked.threat)) == (name, threat)
+    assert (asked.factory, asked.weights, asked.paper.clean_acc) == (home.factory, home.weights, home.paper.clean_acc)
+    assert (asked.paper.autoattack_acc, asked.paper.corruptions_acc, asked.paper.reported) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("threat_model", "eps", "message"),
+    [
+        ("Linf", None, "a budget for Linf"),
+        ("corruptions", "8/255", "no budget, which corruptions do not have"),
+        (None, "8/255", "no budget, which corruptions do not have"),
+    ],
+)
+def test_a_threat_model_that_is_not_asked_for_in_full(threat_model: str | None, eps: str | None, message: str) -> None:
+    with pytest.raises(UsageProblem, match=message):
+        spec_to_run("Hendrycks2020AugMix_WRN", None, threat_model, eps)
+
+
+@pytest.mark.parametrize(
+    ("threat_model", "eps", "threat"),
+    [(None, "8/255", "Linf 8/255"), ("L2", "0.5", "L2 0.5"), ("corruptions", None, "corruptions")],
+)
+def test_a_model_of_ones_own_under_any_threat_model(threat_model: str | None, eps: str | None, threat: str) -> None:
+    facts = {"name": "Mine", "head": None, "about": None, "dataset": "scans"}
+    spec = own_spec("nets:one", Path("x.pt"), threat_model=threat_model, eps=eps, **facts)
+    assert str(spec.threat) == threat
