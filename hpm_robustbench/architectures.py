@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -73,32 +75,59 @@ def _python_function(target: str) -> Callable[[], object]:
     return function  # type: ignore[no-any-return]
 
 
+class Entry(NamedTuple):
+    """An entry of RobustBench's zoo.
+
+    ``facts`` is what its ``model_dicts`` say. Where the network is registered with timm, ``timm_name`` is its name
+    there and ``address`` is where timm fetches its weights.
+    """
+
+    facts: Mapping[str, Any]
+    n_classes: int
+    timm_name: str | None
+    address: str | None
+
+
+def robustbench_entries() -> dict[str, Entry]:
+    """Every entry of the installed RobustBench by ``dataset/threat/name``; nothing is built or downloaded."""
+    import_robustbench()
+    from robustbench.model_zoo import model_dicts  # noqa: PLC0415 - importable only now
+    from robustbench.utils import DATASET_CLASSES  # noqa: PLC0415
+
+    return {
+        f"{dataset.value}/{threat.value}/{name}": Entry(
+            facts, DATASET_CLASSES[dataset], *_in_timm(name, dataset.value, threat.value)
+        )
+        for dataset, threats in model_dicts.items()
+        for threat, models in threats.items()
+        for name, facts in models.items()
+    }
+
+
+def _in_timm(name: str, dataset: str, threat: str) -> tuple[str, str] | tuple[None, None]:
+    """The name that RobustBench's ``load_model`` would ask timm for, and its address, if timm knows it."""
+    import timm  # noqa: PLC0415 - slow to import, and only after RobustBench has registered its networks
+
+    timm_name = f"{name.lower().replace('-', '_')}_{dataset}_{threat.lower()}"
+    return (timm_name, timm.get_pretrained_cfg(timm_name).url) if timm.is_model(timm_name) else (None, None)
+
+
 def _robustbench_entry(target: str) -> Callable[[], object]:
     """Choose as RobustBench's ``load_model`` does: a registered timm name first, then the entry's own constructor.
 
     The constructors of timm entries are never called: they download, and most ask for names that timm does not know.
     """
-    import_robustbench()
-    import timm  # noqa: PLC0415 - importable only now
-    from robustbench.model_zoo import model_dicts  # noqa: PLC0415
-    from robustbench.utils import DATASET_CLASSES  # noqa: PLC0415
-
-    entries = {
-        f"{dataset.value}/{threat.value}/{name}": (dataset, entry)
-        for dataset, threats in model_dicts.items()
-        for threat, models in threats.items()
-        for name, entry in models.items()
-    }
+    entries = robustbench_entries()
     if target not in entries:
         raise UnknownName("RobustBench entry", target, entries, next_step="Or install the RobustBench that has it.")
-    dataset, entry = entries[target]
-    _, threat_name, name = target.split("/")
-    timm_name = f"{name.lower().replace('-', '_')}_{dataset.value}_{threat_name.lower()}"
-    if timm.is_model(timm_name):
-        return lambda: timm.create_model(timm_name, num_classes=DATASET_CLASSES[dataset], pretrained=False)
+    entry = entries[target]
+    if entry.timm_name is not None:
+        import timm  # noqa: PLC0415
+
+        return partial(timm.create_model, entry.timm_name, num_classes=entry.n_classes, pretrained=False)
 
     def construct() -> object:
         with without_cuda_calls():
-            return entry["model"]()
+            return entry.facts["model"]()
 
     return construct

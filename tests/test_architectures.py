@@ -109,7 +109,7 @@ def test_factories_that_do_not_work_say_why(own, factory, error, message):
 def test_robustbench_networks_are_built_without_a_download(dataset, name, parameters, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     network = build(ZOO[dataset, name])
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters == ZOO[dataset, name].n_params
     assert not any(module.training for module in network.modules())
     assert list(tmp_path.iterdir()) == []
 

@@ -1,8 +1,8 @@
 """RobustBench's zoo as specs, from ``robustbench.json``: listing it takes no RobustBench and no torch.
 
-The index joins what RobustBench's ``model_dicts`` say (names, Google Drive ids, preprocessing) with the figures it has
-published. ``built_as`` names another entry with the same network, for an entry whose own constructor downloads;
-``preprocessing`` ``timm`` stands for the configuration that timm holds for the model.
+``make_index`` writes the index, and says what it is made of. ``built_as`` names another entry with the same network,
+for an entry whose own constructor downloads; ``preprocessing`` ``timm`` stands for the configuration that timm holds
+for the model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,23 @@ from typing import Any
 from hpm_robustbench.threat import parse_threat
 from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
 
+INDEX = "robustbench.json"
+PUBLISHED_ONLY = "published_only.json"
 _PAPER_FIELDS = {field.name for field in fields(Paper)}
 
 
 def read_index() -> list[dict[str, Any]]:
     """Every entry of RobustBench's zoo, sorted by dataset, threat and name."""
-    text = files("hpm_robustbench.zoo").joinpath("robustbench.json").read_text(encoding="utf-8")
-    entries: list[dict[str, Any]] = json.loads(text)
+    return _read(INDEX)
+
+
+def read_published_only() -> list[dict[str, Any]]:
+    """What RobustBench has published of models whose weights it does not have, in the same order."""
+    return _read(PUBLISHED_ONLY)
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(files("hpm_robustbench.zoo").joinpath(name).read_text(encoding="utf-8"))
     return entries
 
 
@@ -56,6 +66,7 @@ def _spec(entry: Mapping[str, Any]) -> ModelSpec:
         head=_head(f"{track}/{entry['name']}", entry),
         paper=Paper(**{key: value for key, value in entry.items() if key in _PAPER_FIELDS}),
         preprocessing=entry.get("preprocessing"),
+        n_params=entry["n_params"],
     )
 
 

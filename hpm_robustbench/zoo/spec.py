@@ -97,7 +97,8 @@ class ModelSpec:
     """One model on one track.
 
     ``factory`` says how to build the bare network: ``python:package.module:function`` calls a function without
-    arguments; ``robustbench:dataset/threat/name`` asks RobustBench.
+    arguments; ``robustbench:dataset/threat/name`` asks RobustBench. ``n_params`` counts parameters, also those that the
+    network never uses.
     """
 
     name: str
@@ -108,6 +109,7 @@ class ModelSpec:
     head: HeadRule = field(default_factory=HeadRule)
     paper: Paper = field(default_factory=Paper)
     preprocessing: str | None = None
+    n_params: int | None = None
 
     def __post_init__(self) -> None:
         check_name("model", self.name)
