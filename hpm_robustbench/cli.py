@@ -33,7 +33,14 @@ def _both_spellings(name: str, **settings: Any) -> Callable[[Callable[..., Any]]
 
 
 _path = click.Path(path_type=Path)
-_format = click.option("--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True)
+
+
+def _format_of(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option with the forms in which a result can be printed, the default first."""
+    return click.option("--format", "form", type=click.Choice(forms), default=forms[0], show_default=True)
+
+
+_format = _format_of("human", "json")
 _output = click.option(
     "--output", type=_path, default=Path(), help="Folder of runs/, model_cards/ and leaderboard/.", show_default=True
 )
@@ -139,15 +146,28 @@ def run(  # the options of one command
 
 @cli.command("list")
 @click.option("--dataset", help="Only this dataset.")
-@_both_spellings("threat_model", help="Only this threat model.")
-@_format
-def list_models(dataset: str | None, threat_model: str | None, form: str) -> None:
+@_both_spellings("threat_model", help="Only this threat model: Linf, L2 or corruptions.")
+@click.option("--architecture", help="Only architectures with this in their name, in any case.")
+@click.option("--license", help="Only licences with this in their name, in any case.")
+@_both_spellings("min_params", help="Only models with at least so many parameters, as 500k or 11.2M.")
+@_both_spellings("max_params", help="Only models with at most so many.")
+@_format_of("human", "markdown", "json")
+def list_models(
+    form: str, threat_model: str | None, min_params: str | None, max_params: str | None, **rest: str | None
+) -> None:
     """List the models that can be run."""
-    from hpm_robustbench.report import render_specs
+    from hpm_robustbench.report import render_specs, render_specs_markdown
     from hpm_robustbench.threat import parse_threat_name
+    from hpm_robustbench.zoo.catalog import catalog
+    from hpm_robustbench.zoo.query import Query, parse_size
 
-    specs = _catalog().specs(dataset, threat_model and parse_threat_name(threat_model))
-    click.echo(_json([_facts(spec) for spec in specs]) if form == "json" else render_specs(specs))
+    smallest, largest = (None if size is None else parse_size(size) for size in (min_params, max_params))
+    threat = None if threat_model is None else parse_threat_name(threat_model)
+    specs = Query(threat_model=threat, min_params=smallest, max_params=largest, **rest).among(catalog().specs())
+    if form == "json":
+        click.echo(_json([_facts(spec) for spec in specs]))
+    else:
+        click.echo(render_specs(specs) if form == "human" else render_specs_markdown(specs))
 
 
 @cli.command()
@@ -219,12 +239,6 @@ def doctor(form: str) -> None:
 
     facts = software()
     click.echo(_json(facts) if form == "json" else render_facts(facts))
-
-
-def _catalog() -> Any:
-    from hpm_robustbench.zoo.catalog import catalog
-
-    return catalog()
 
 
 def _facts(spec: ModelSpec) -> dict[str, Any]:

@@ -89,26 +89,52 @@ def _text(metric: Metric | None) -> str:
     return metric.text if metric else "-"
 
 
+_SPEC_HEADER = (
+    "model",
+    "dataset",
+    "threat",
+    "architecture",
+    "parameters",
+    "clean %",
+    "AutoAttack %",
+    "corruptions %",
+    "licence",
+)
+
+
 def render_specs(specs: Sequence[ModelSpec]) -> str:
     """One line per model."""
-    header = ["model", "dataset", "threat", "architecture", "clean %", "AutoAttack %", "licence"]
-    rows = [
-        [
-            s.name,
-            s.dataset,
-            str(s.threat),
-            s.paper.architecture,
-            s.paper.clean_acc or "-",
-            s.paper.autoattack_acc or "-",
-            s.paper.license,
-        ]
-        for s in specs
+    table = render_table(_SPEC_HEADER, [_spec_row(spec) for spec in specs])
+    return f"{table}\n\n{len(specs)} models; accuracies are published ones, in percent"
+
+
+def render_specs_markdown(specs: Sequence[ModelSpec]) -> str:
+    """The same table for a page in Markdown."""
+    rows = [_SPEC_HEADER, ["---"] * len(_SPEC_HEADER), *(_spec_row(spec) for spec in specs)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def _spec_row(spec: ModelSpec) -> list[str]:
+    paper = spec.paper
+    return [
+        spec.name,
+        spec.dataset,
+        str(spec.threat),
+        paper.architecture,
+        "-" if spec.n_params is None else _short_count(spec.n_params),
+        paper.clean_acc or "-",
+        paper.autoattack_acc or "-",
+        paper.corruptions_acc or "-",
+        paper.license,
     ]
-    return f"{render_table(header, rows)}\n\n{len(rows)} models; accuracies are published ones, in percent"
+
+
+def _short_count(n: int) -> str:
+    return f"{n / 1e6:.1f}M" if n >= 1e6 else f"{n / 1e3:.1f}k"
 
 
 def spec_facts(spec: ModelSpec) -> dict[str, Any]:
-    """What is known of a model, flat."""
+    """Everything that is known of a model, flat."""
     paper = {key: value for key, value in vars(spec.paper).items() if value not in (None, "")}
     return {
         "model": spec.name,
@@ -117,8 +143,11 @@ def spec_facts(spec: ModelSpec) -> dict[str, Any]:
         "eps": spec.threat.budget,
         "factory": spec.factory,
         "weights": str(spec.weights),
+        "sha256": ", ".join(spec.weights.sha256) or None,
+        "cache": spec.weights.cache or None,
         "head": spec.head.path,
         "preprocessing": spec.preprocessing,
+        "n_params": spec.n_params,
         **paper,
     }
 

@@ -28,5 +28,6 @@ def builtin_specs() -> list[ModelSpec]:
                 architecture="PreActResNet",
                 license="MIT",
             ),
+            n_params=facts["parameters"],
         )
     ]
