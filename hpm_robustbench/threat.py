@@ -114,6 +114,25 @@ class Corruptions:
     Perturbations", ICLR 2019.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = (
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+        "snow",
+        "frost",
+        "fog",
+        "brightness",
+        "contrast",
+        "elastic_transform",
+        "pixelate",
+        "jpeg_compression",
+    )
+    """The fifteen that RobustBench averages over; the four that the paper keeps for validation are not among them."""
+    severities: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
     name: ClassVar[str] = "corruptions"
     budget: ClassVar[str | None] = None
     """There is no norm and no radius; a severity from 1 to 5 takes their place."""

@@ -9,13 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpm_robustbench.data.corrupted import CorruptedSource, open_corrupted
     from hpm_robustbench.data.examples import DataSource, ExampleSet
     from hpm_robustbench.data.registry import open_dataset
     from hpm_robustbench.data.selection import select
 
-__all__ = ["DataSource", "ExampleSet", "open_dataset", "select"]
+__all__ = ["CorruptedSource", "DataSource", "ExampleSet", "open_corrupted", "open_dataset", "select"]
 
-_HOMES = {"DataSource": "examples", "ExampleSet": "examples", "open_dataset": "registry", "select": "selection"}
+_HOMES = {
+    "CorruptedSource": "corrupted",
+    "DataSource": "examples",
+    "ExampleSet": "examples",
+    "open_corrupted": "corrupted",
+    "open_dataset": "registry",
+    "select": "selection",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,11 +32,11 @@ def open_folder(name: str, folder: Path) -> DataSource:
         IntegrityError: the first image cannot be read.
     """
     test, train = _splits(folder)
-    classes = _classes(test)
-    if train and _classes(train) != classes:
+    classes = class_names(test)
+    if train and class_names(train) != classes:
         raise InvalidInput(
             wanted=f"the same class folders in {train} and {test}",
-            got=f"{len(_classes(train))} and {len(classes)} of them, or other names",
+            got=f"{len(class_names(train))} and {len(classes)} of them, or other names",
             next_step="make the class folders the same",
         )
     known = KNOWN.get(name)
@@ -46,7 +46,7 @@ def open_folder(name: str, folder: Path) -> DataSource:
             got=str(len(classes)),
             next_step="add the missing ones, empty if need be, or give another --dataset name",
         )
-    dataset = known or Dataset(name, len(classes), _shape(_listing(test)[0][0]))
+    dataset = known or Dataset(name, len(classes), _shape(listing(test)[0][0]))
     return DataSource(
         dataset,
         partial(_read, test, dataset.image_shape),
@@ -62,11 +62,12 @@ def _splits(folder: Path) -> tuple[Path, Path | None]:
     return test, folder / "train" if (folder / "train").is_dir() else None
 
 
-def _classes(root: Path) -> list[str]:
+def class_names(root: Path) -> list[str]:
+    """The names of the class folders, in the order of their numbers."""
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _listing(root: Path) -> list[tuple[Path, int]]:
+def listing(root: Path) -> list[tuple[Path, int]]:
     """Every image file with its label, in one fixed mixed order, so that the first few are not all of one class.
 
     Raises:
@@ -74,7 +75,7 @@ def _listing(root: Path) -> list[tuple[Path, int]]:
     """
     files = [
         (path, label)
-        for label, name in enumerate(_classes(root))
+        for label, name in enumerate(class_names(root))
         for path in sorted((root / name).iterdir())
         if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
     ]
@@ -90,10 +91,10 @@ def _listing(root: Path) -> list[tuple[Path, int]]:
 
 
 def _read(root: Path, shape: Shape, n: int | None) -> Pair:
-    files = _listing(root)[:n]
+    files = listing(root)[:n]
     images = torch.empty(len(files), *shape)
     for row, (path, _) in enumerate(files):
-        images[row] = _image(path, shape)
+        images[row] = read_image(path, shape)
     return images, torch.tensor([label for _, label in files], dtype=torch.int64)
 
 
@@ -102,7 +103,7 @@ def _shape(path: Path) -> Shape:
         return (1 if image.mode in _GREY else 3, image.height, image.width)
 
 
-def _image(path: Path, shape: Shape) -> torch.Tensor:
+def read_image(path: Path, shape: Shape) -> torch.Tensor:
     """One image in [0, 1] as C H W; grey becomes colour where the dataset is in colour, nothing else is changed."""
     channels, height, width = shape
     with _opened(path) as image:
