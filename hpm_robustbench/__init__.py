@@ -83,11 +83,13 @@ def benchmark(
     name: str,
     dataset: str = "images",
     threat_model: str = "Linf",
-    eps: str,
+    eps: str | None = None,
     head: str | None = None,
     **options: Any,
 ) -> Outcome:
     """Wrap a model of your own, attack it and its base with AutoAttack and MSA, judge, and write its card.
+
+    Under corruptions nobody attacks: both meet the corrupted test images in ``corruptions_data_dir``.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K]; taken over.
@@ -95,8 +97,8 @@ def benchmark(
         train: images and labels for the dataset prototypes; without them, unevaluated test images serve.
         name: the model's name on its card.
         dataset: the dataset's name on the card.
-        threat_model: ``Linf`` or ``L2``.
-        eps: the budget, such as ``8/255``.
+        threat_model: ``Linf``, ``L2`` or ``corruptions``.
+        eps: the budget, such as ``8/255``; corruptions have none.
         head: name of the last linear layer, if it cannot be found.
         **options: see ``pipeline.RunOptions``.
 
@@ -105,13 +107,13 @@ def benchmark(
     """
     from hpm_robustbench.data import DataSource
     from hpm_robustbench.pipeline import RunOptions, evaluate
-    from hpm_robustbench.threat import ThreatModel
+    from hpm_robustbench.threat import parse_threat
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 
     described = _describe(dataset, model, test[0])
     source = DataSource(described, lambda n: (test[0][:n], test[1][:n]), train and (lambda n: train))
     origin = f"python:{type(model).__module__}.{type(model).__qualname__}"
-    threat = ThreatModel.parse(threat_model, eps)
+    threat = parse_threat(threat_model, eps)
     spec = ModelSpec(name, dataset, threat, origin, WeightsRef("memory", ()), HeadRule(head))
     return evaluate(spec, RunOptions(**options), model=model, source=source)
 

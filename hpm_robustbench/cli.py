@@ -64,7 +64,11 @@ def cli(quiet: bool) -> None:
 @click.option("--head", help="Name of your model's last linear layer, if it cannot be found.")
 @click.option("--about", type=_path, help="JSON file on your model's origin: title, authors, link, license, ...")
 @click.option("--dataset", help="Which dataset; any name with --data.")
-@click.option("--data", type=_path, help="The dataset itself: .npz arrays, MNIST-style files, or class folders.")
+@click.option(
+    "--data",
+    type=_path,
+    help="The dataset itself: .npz arrays, MNIST-style files, or class folders; or a folder of corrupted images.",
+)
 @_both_spellings("threat_model", help="Linf, L2 or corruptions.")
 @click.option("--eps", help="Budget in units of [0, 1], as 8/255 or 0.031.")
 @_both_spellings("n_ex", type=click.IntRange(min=1), default=1000, help="Test images; at most all of them.")
@@ -81,6 +85,7 @@ def cli(quiet: bool) -> None:
 @click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")
 @_both_spellings("model_dir", type=_path, default=Path("models"), help="Checkpoints, in RobustBench's layout.")
 @_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
+@_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
 @click.option("--overwrite", is_flag=True, help="Replace a card that tells of other images, seeds or knobs.")
@@ -110,7 +115,8 @@ def run(  # the options of one command
 ) -> None:
     """Wrap a model, attack it with AutoAttack and MSA, and write its card.
 
-    The same command continues an interrupted run.
+    Under --threat_model corruptions nobody attacks: the model meets CIFAR-10-C, CIFAR-100-C or ImageNet-C instead. The
+    same command continues an interrupted run.
     """
     import torch
 

@@ -8,29 +8,42 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from hpm_robustbench.attacks.protocols import find_protocol
-from hpm_robustbench.data import DataSource, ExampleSet, open_dataset, select
+from hpm_robustbench.data import (
+    CorruptedSource,
+    DataSource,
+    ExampleSet,
+    corrupted_folder,
+    open_corrupted,
+    open_dataset,
+    select,
+)
 from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.runner import WHOLE, Share, lab_sha256, run, state_sha256, subject_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.model_card import check_replaceable, place, write_card
-from hpm_robustbench.ledger.plan import Examples, Plan
+from hpm_robustbench.ledger.plan import CORRUPTIONS, BasePlan, CorruptionPlan, Examples, Plan, corruption_steps, digest
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.shapes import Images
-from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.threat import Batching, Corruptions, Dataset, ThreatModel
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _REFERENCE_IMAGES = 128
+_FILE = 1000
+"""Images of one corruption and severity that are written down together, or one batch if that is larger."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class RunOptions:
         defence: the definition of HPM.
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
+        corruptions_data_dir: where corrupted images lie, see ``open_corrupted``; by default ``data`` or ``data_dir``.
         model_dir: where downloaded checkpoints lie, in RobustBench's layout.
         output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
@@ -62,6 +76,7 @@ class RunOptions:
     defence: HPMConfig = field(default_factory=HPMConfig)
     data: Path | None = None
     data_dir: Path = Path("data")
+    corruptions_data_dir: Path | None = None
     model_dir: Path = Path("models")
     output: Path = Path()
     overwrite: bool = False
@@ -78,11 +93,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """A model ready for trial: everything that costs something is loaded, nothing is attacked yet."""
+    """A model ready for trial: everything that costs something is loaded, nothing is attacked yet.
+
+    ``corrupted`` are the test images under corruptions, on a track of that kind.
+    """
 
     spec: ModelSpec
     test: ExampleSet
-    trials: Sequence[tuple[Plan, Subject]]
+    corrupted: CorruptedSource | None
+    trials: Sequence[tuple[BasePlan, Subject]]
     weights_sha256: tuple[str, ...]
     prototypes_from: str
     output: Path
@@ -113,10 +132,11 @@ def prepare(
     spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
 ) -> Case:
     """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
-    _attackable(spec)
     device = _device(options.device)
-    source = source or open_dataset(spec.dataset, data=options.data, data_dir=options.data_dir)
+    source = source or _open_clean(spec, options)
+    corrupted = _open_corrupted(spec, source.dataset, options)
     test, training = select(source, options.n_ex)
+    test = test if corrupted is None else corrupted.clean_counterpart(test)
     if model is None:
         model, sha256 = load_weights(spec, options.model_dir)
     else:
@@ -130,25 +150,28 @@ def prepare(
         batch_size=options.batch_size,
         keep=options.output / "prototypes",
     )
-    trials = _trials(spec, wrapped, training, test, options)
+    trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
     if not options.overwrite:
         _check_card(spec, [plan for plan, _ in trials], options)
-    return Case(spec, test, trials, sha256, wrapped.prototypes_from, options.output)
+    return Case(spec, test, corrupted, trials, sha256, wrapped.prototypes_from, options.output)
 
 
-def _check_card(spec: ModelSpec, plans: Sequence[Plan], options: RunOptions) -> None:
-    trials = {
-        (p.target, p.batching, p.batch_size, p.seed, str(p.threat.eps.value), p.examples.fingerprint) for p in plans
-    }
+def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], options: RunOptions) -> None:
+    trials = {plan.trial for plan in plans}
     path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
     check_replaceable(path, trials, options.defence.to_json())
 
 
 def attack(case: Case, share: Share = WHOLE) -> None:
-    """Do this share of what is not yet written down."""
+    """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
     with _full_precision_kernels():
         for plan, subject in case.trials:
-            run(plan, subject, case.test, case.output / "runs", _environment(subject.device), share)
+            runs, environment = case.output / "runs", _environment(subject.device)
+            if isinstance(plan, Plan):
+                run(plan, subject, case.test, runs, environment, share)
+            else:
+                assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
+                run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
 
 
 def _full_precision_kernels() -> AbstractContextManager[None]:
@@ -163,7 +186,8 @@ def conclude(case: Case) -> Outcome:
     """Collect the records of a case whose every shard is written down, and write its card."""
     journals = [Journal(case.output / "runs", plan) for plan, _ in case.trials]
     records = tuple(record for journal in journals if (record := journal.record()) is not None)
-    card = build_card(
+    build = build_card if case.corrupted is None else build_corruption_card
+    card = build(
         case.spec,
         records,
         n_classes=case.test.dataset.n_classes,
@@ -184,16 +208,38 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _open_clean(spec: ModelSpec, options: RunOptions) -> DataSource:
+    """The dataset itself; on a corruption track a folder of corrupted images does not stand in for it."""
+    corrupted = isinstance(spec.threat, Corruptions) and options.data and corrupted_folder(spec.dataset, options.data)
+    return open_dataset(spec.dataset, data=None if corrupted else options.data, data_dir=options.data_dir)
+
+
+def _open_corrupted(spec: ModelSpec, dataset: Dataset, options: RunOptions) -> CorruptedSource | None:
+    """The corrupted test images, on a corruption track."""
+    if not isinstance(spec.threat, Corruptions):
+        return None
+    places = [options.corruptions_data_dir] if options.corruptions_data_dir else [options.data, options.data_dir]
+    return open_corrupted(dataset, [place for place in places if place])
+
+
+def _examples(test: ExampleSet, corrupted: CorruptedSource | None) -> Examples:
+    """What a plan says of the images; on a corruption track it covers the clean and all corrupted ones."""
+    fingerprint = test.fingerprint
+    if corrupted is not None:
+        fingerprint = digest([fingerprint, corrupted.fingerprint(len(test))])
+    return Examples(test.dataset.name, test.split, fingerprint, len(test))
+
+
 def _trials(
-    spec: ModelSpec, wrapped: Wrapped, training: ExampleSet, test: ExampleSet, options: RunOptions
-) -> Sequence[tuple[Plan, Subject]]:
-    """The base model under AutoAttack, then the HPM classifier under MSA at each batching, SOLO always included."""
+    spec: ModelSpec, wrapped: Wrapped, training: ExampleSet, test: ExampleSet, examples: Examples, options: RunOptions
+) -> Sequence[tuple[BasePlan, Subject]]:
+    """The base model, then the HPM classifier at each batching, SOLO always included."""
     base = Subject(wrapped.classifier, wrapped.base, "base")
-    trials = [(_plan(spec, base, Batching.SOLO, test, options), base)]
+    trials = [(_plan(spec, base, Batching.SOLO, test, examples, options), base)]
     for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
         reference = _evenly_spaced(training, _REFERENCE_IMAGES) if batching is Batching.REFERENCE else None
         hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
-        trials.append((_plan(spec, hpm, batching, test, options), hpm))
+        trials.append((_plan(spec, hpm, batching, test, examples, options), hpm))
     return trials
 
 
@@ -207,40 +253,42 @@ def _plan(
     subject: Subject,
     batching: Batching,
     test: ExampleSet,
+    examples: Examples,
     options: RunOptions,
-) -> Plan:
+) -> BasePlan:
+    """Under attack: AutoAttack on the base model, MSA on HPM. On a corruption track: every corruption on each."""
     batch_size = options.joint_size if batching is Batching.JOINT else options.batch_size
-    protocol = "standard" if subject.target == "base" else "msa"
-    return Plan(
-        model=spec.name,
-        target=subject.target,
-        batching=batching,
-        threat=_attackable(spec),
-        protocol=protocol,
-        steps=find_protocol(protocol, subject.target, batching),
-        examples=Examples(test.dataset.name, test.split, test.fingerprint, len(test)),
-        state_sha256=subject_sha256(subject, test),
-        defence=options.defence.to_json() if subject.target == "hpm" else {},
-        software={
-            "torch": version("torch"),
-            "pyautoattack": version("pyautoattack"),
-            "device": subject.device.type,
-            "lab": lab_sha256(),
-        },
-        seed=options.seed,
-        batch_size=batch_size,
-        shard_size=batch_size,
-    )
-
-
-def _attackable(spec: ModelSpec) -> ThreatModel:
+    shared: dict[str, Any] = {
+        "model": spec.name,
+        "target": subject.target,
+        "batching": batching,
+        "examples": examples,
+        "state_sha256": subject_sha256(subject, test),
+        "defence": options.defence.to_json() if subject.target == "hpm" else {},
+        "software": _software(subject.device),
+        "seed": options.seed,
+        "batch_size": batch_size,
+    }
     if isinstance(spec.threat, ThreatModel):
-        return spec.threat
-    raise UsageProblem(
-        wanted=f"a norm and a budget to attack {spec.name} under",
-        got=f"a model against {spec.threat}",
-        next_step="add them, such as --threat_model Linf --eps 8/255",
+        protocol = "standard" if subject.target == "base" else "msa"
+        steps = find_protocol(protocol, subject.target, batching)
+        return Plan(threat=spec.threat, protocol=protocol, steps=steps, shard_size=batch_size, **shared)
+    return CorruptionPlan(
+        threat=spec.threat,
+        protocol=CORRUPTIONS,
+        steps=corruption_steps(subject.target),
+        shard_size=batch_size * max(1, _FILE // batch_size),
+        **shared,
     )
+
+
+def _software(device: torch.device) -> dict[str, str]:
+    return {
+        "torch": version("torch"),
+        "pyautoattack": version("pyautoattack"),
+        "device": device.type,
+        "lab": lab_sha256(),
+    }
 
 
 def _environment(device: torch.device) -> dict[str, str]:

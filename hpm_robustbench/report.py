@@ -8,9 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from hpm_robustbench.ledger.card_bench import HpmBench
+    from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
     from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
     from hpm_robustbench.ledger.card_schema import ModelCard
 
@@ -34,12 +37,22 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def render_card(card: ModelCard) -> str:
-    """A card's numbers: one line per evaluation, one per step, and the verdicts."""
+    """A card's numbers as tables."""
+    from hpm_robustbench.ledger.card_corruptions import CorruptionBench
+
     bench = card.hpm_bench
     if bench is None:
         return f"{card.name}: clean {card.clean_acc} %, AutoAttack {card.autoattack_acc or '-'} %"
-    first = bench.evaluations[0]
-    title = f"{bench.model_id} on {first.n} {first.dataset} {first.split} images, {first.threat.norm.value} {card.eps}"
+    first = bench.headline
+    threat = f"{bench.threat_name} {card.eps or ''}".strip()
+    title = f"{bench.model_id} on {first.n} {first.dataset} {first.split} images, {threat}"
+    if isinstance(bench, CorruptionBench):
+        return "\n\n".join([title, *_on_corrupted_images(bench)])
+    return "\n\n".join([title, *_under_attack(bench)])
+
+
+def _under_attack(bench: HpmBench) -> list[str]:
+    """One line per evaluation, one per step, and the verdicts."""
     summary = render_table(
         ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %"],
         [
@@ -75,13 +88,30 @@ def render_card(card: ModelCard) -> str:
         for v in bench.verdicts
     ]
     flags = [f"flag: {_target(e)}: {flag}" for e in bench.evaluations for flag in e.all_flags]
-    return "\n\n".join([title, summary, steps, "\n".join([*verdicts, *flags])])
+    return [summary, steps, "\n".join([*verdicts, *flags])]
 
 
-def _target(evaluation: Evaluation) -> str:
+def _on_corrupted_images(bench: CorruptionBench) -> list[str]:
+    """One line per evaluation, then for each of them one per corruption with its severities."""
+    summary = render_table(
+        ["target", "clean %", "corruptions %", "images"],
+        [[_target(e), e.clean.text, e.text, str(e.n)] for e in bench.evaluations],
+    )
+    details = [
+        render_table(
+            [_target(e), *(f"severity {s} %" for s in Corruptions.severities), "mean %"],
+            [[kind, *(f"{e.percent(kind, s):.2f}" for s in (*Corruptions.severities, None))] for kind in e.right],
+        )
+        for e in bench.evaluations
+    ]
+    flags = [f"flag: {_target(e)}: {flag}" for e in bench.evaluations for flag in e.all_flags]
+    return [summary, *details, *flags]
+
+
+def _target(evaluation: Evaluation | CorruptionEvaluation) -> str:
     if evaluation.target == "base":
         return "base"
-    size = f" B={evaluation.batch_size}" if evaluation.batch_worst else ""
+    size = f" B={evaluation.batch_size}" if evaluation.batch_per_class else ""
     return f"hpm {evaluation.batching.value}{size}"
 
 

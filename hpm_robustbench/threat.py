@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
@@ -102,6 +103,10 @@ class ThreatModel:
         """The radius as a person wrote it."""
         return self.eps.text
 
+    def to_json(self) -> dict[str, str]:
+        """Plain JSON values; ``threat_from_json`` is its inverse."""
+        return {"norm": self.name, "eps": self.eps.text, "eps_exact": str(self.eps.value)}
+
     def __str__(self) -> str:
         return f"{self.name} {self.eps}"
 
@@ -136,6 +141,10 @@ class Corruptions:
     name: ClassVar[str] = "corruptions"
     budget: ClassVar[str | None] = None
     """There is no norm and no radius; a severity from 1 to 5 takes their place."""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain JSON values; ``threat_from_json`` is its inverse."""
+        return {"name": self.name}
 
     def __str__(self) -> str:
         return self.name
@@ -177,6 +186,19 @@ def parse_threat(name: str, eps: str | None) -> Threat:
         got=f"eps {eps}",
         next_step="leave --eps out, or attack under --threat_model Linf or L2" if eps else "add --eps, such as 8/255",
     )
+
+
+def threat_from_json(data: Mapping[str, str]) -> Threat:
+    """Rebuild a threat model from its JSON values.
+
+    Raises:
+        KeyError, ValueError: they are of none.
+    """
+    if "norm" in data:
+        return ThreatModel(Norm(data["norm"]), Eps(data["eps"], Fraction(data["eps_exact"])))
+    if data["name"] != Corruptions.name:
+        raise ValueError(f"threat model {data['name']!r}")
+    return Corruptions()
 
 
 class Batching(str, Enum):

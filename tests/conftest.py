@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -17,3 +22,13 @@ install_import_hook([f"hpm_robustbench.{module}" for module in CHECKED], "bearty
 torch.set_num_threads(1)
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def world() -> ModuleType:
+    """Corrupted images with known answers; see ``corrupted_world.py``."""
+    spec = importlib.util.spec_from_file_location("corrupted_world", Path(__file__).parent / "corrupted_world.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

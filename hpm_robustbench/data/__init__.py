@@ -9,17 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpm_robustbench.data.corrupted import CorruptedSource, open_corrupted
+    from hpm_robustbench.data.corrupted import CorruptedSource, corrupted_folder, open_corrupted
     from hpm_robustbench.data.examples import DataSource, ExampleSet
     from hpm_robustbench.data.registry import open_dataset
     from hpm_robustbench.data.selection import select
 
-__all__ = ["CorruptedSource", "DataSource", "ExampleSet", "open_corrupted", "open_dataset", "select"]
+__all__ = [
+    "CorruptedSource",
+    "DataSource",
+    "ExampleSet",
+    "corrupted_folder",
+    "open_corrupted",
+    "open_dataset",
+    "select",
+]
 
 _HOMES = {
     "CorruptedSource": "corrupted",
     "DataSource": "examples",
     "ExampleSet": "examples",
+    "corrupted_folder": "corrupted",
     "open_corrupted": "corrupted",
     "open_dataset": "registry",
     "select": "selection",

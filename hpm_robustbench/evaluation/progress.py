@@ -39,12 +39,12 @@ class Progress:
         if self._bar.disable and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._say(f"{self._label}, {self._calls} model calls")
 
-    def finish(self, left: float) -> None:
-        """A step is written down; ``left`` is the percentage of its shard's rows that are still worth attacking."""
+    def finish(self, percent: float, what: str = "left to attack") -> None:
+        """A step is written down, after which ``percent`` of its shard's rows are what ``what`` says."""
         self._done += 1
         self._bar.update()
         if self._bar.disable:
-            self._say(f"{self._label} done, {left:.1f} % of the shard left to attack")
+            self._say(f"{self._label} done, {percent:.1f} % of the shard {what}")
 
     def _say(self, what: str) -> None:
         log.info("%s: %d/%d steps written; %s", self._title, self._done, self._total, what)

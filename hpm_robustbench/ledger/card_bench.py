@@ -73,8 +73,11 @@ class Weights(Block):
     sha256: list[Sha256]
 
 
-class HpmBench(Block):
-    """Everything RobustBench's format has no key for. ``notes`` are sentences by topic, such as ``prototypes``."""
+class Bench(Block):
+    """What every ``hpm_bench`` block tells: whose card it is, and what the defence was.
+
+    ``notes`` are sentences by topic, such as ``prototypes``.
+    """
 
     schema_version: Literal["1.0"]
     model_id: Name
@@ -84,6 +87,11 @@ class HpmBench(Block):
     weights: Weights
     defence: dict[str, JsonValue]
     notes: dict[str, str]
+
+
+class HpmBench(Bench):
+    """Everything RobustBench's format has no key for. ``notes`` are sentences by topic, such as ``prototypes``."""
+
     published: Published
     evaluations: Annotated[list[Evaluation], Field(min_length=1)]
     verdicts: list[Verdict]
@@ -98,6 +106,11 @@ class HpmBench(Block):
         solo = self.evaluation("hpm", Batching.SOLO)
         assert solo is not None
         return solo
+
+    @property
+    def threat_name(self) -> str:
+        """RobustBench's name of the threat model."""
+        return self.headline.threat.norm.value
 
     def verdict(self, batching: Batching) -> Verdict | None:
         """The verdict on a batching, if the base model was evaluated too."""

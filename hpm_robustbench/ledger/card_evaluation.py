@@ -150,6 +150,11 @@ class Evaluation(Block):
     steps: list[StepSummary]
 
     @property
+    def trial(self) -> tuple[object, ...]:
+        """What tells this evaluation from others of the same model."""
+        return self.target, self.batching, self.batch_size, self.seed, self.threat.eps_exact, self.fingerprint
+
+    @property
     def all_flags(self) -> list[str]:
         """Every warning, with the step that raised it."""
         return [*self.flags, *(f"{step.name}: {flag}" for step in self.steps for flag in step.flags)]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import cast
+from typing import Any, cast
 
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench, Published, Verdict, Weights
+from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import DOUBT, Evaluation, Metric, StepSummary, Target, Threat
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.plan import AUTOATTACK, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
 from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.threat import Threat as AnyThreat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 NOTICE = "HPM and MSA as reconstructed from the abstract of arXiv 2606.01746; not the authors' implementation."
@@ -42,27 +44,47 @@ def build_card(
     Raises:
         InvalidInput: the runs are of other models, images or budgets, or the headline is missing.
     """
-    _check_subject(spec, records)
-    ordered = sorted(records, key=lambda record: (record.plan.target, list(Batching).index(record.plan.batching)))
-    eps = records[0].plan.threat.eps.text
+    check_subject(spec, records)
+    _check_headline(records)
+    ordered = in_order(records)
     with contract_of(f"the runs of {spec.name}"):
         bench = HpmBench(
-            schema_version=SCHEMA_VERSION,
-            model_id=spec.name,
-            base_model=spec.name.removesuffix(f"_eps{eps.replace('/', '-')}"),
-            factory=spec.factory,
-            license=spec.paper.license,
-            weights=_weights(spec.weights, weights_sha256),
-            defence=dict(next(r.plan.defence for r in ordered if r.plan.target == "hpm")),
-            notes=dict(sorted((notes or {}).items())),
+            **origin(spec, records, weights_sha256, notes),
             published=_published(spec.paper),
             evaluations=[_evaluation(record, n_classes) for record in ordered],
             verdicts=_verdicts(ordered),
         )
-        return _card(spec, bench)
+        return card_of(spec, bench)
 
 
-def _check_subject(spec: ModelSpec, records: Sequence[RunRecord]) -> None:
+def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The base model first, then HPM in each batching."""
+    return sorted(records, key=lambda record: (record.plan.target, list(Batching).index(record.plan.batching)))
+
+
+def origin(
+    spec: ModelSpec, records: Sequence[RunRecord], weights_sha256: Sequence[str], notes: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The fields of ``Bench``."""
+    budget = records[0].plan.threat.budget
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model_id": spec.name,
+        "base_model": spec.name.removesuffix(f"_eps{budget.replace('/', '-')}") if budget else spec.name,
+        "factory": spec.factory,
+        "license": spec.paper.license,
+        "weights": _weights(spec.weights, weights_sha256),
+        "defence": dict(next(r.plan.defence for r in records if r.plan.target == "hpm")),
+        "notes": dict(sorted((notes or {}).items())),
+    }
+
+
+def check_subject(spec: ModelSpec, records: Sequence[RunRecord]) -> None:
+    """See that the runs are of one model, on one set of images, under one threat model, with one HPM.
+
+    Raises:
+        InvalidInput: they are not, or there is none.
+    """
     subjects = sorted({_subject(record) for record in records})
     if len(subjects) != 1 or not subjects[0].startswith(f"{spec.name} on {spec.dataset},"):
         raise InvalidInput(
@@ -77,12 +99,22 @@ def _check_subject(spec: ModelSpec, records: Sequence[RunRecord]) -> None:
             got=f"{len(defended)} runs with different ones",
             next_step="give the runs of one configuration; each configuration has a card of its own",
         )
-    if not any(r.plan in defended and r.plan.batching is Batching.SOLO and r.has_autoattack for r in records):
-        raise InvalidInput(
-            wanted="a run of HPM SOLO with AutoAttack, the headline of a card",
-            got=", ".join(f"{record.plan.target} {record.plan.batching.value}" for record in records),
-            next_step="run it too, with --batching solo; what is finished is kept",
-        )
+    if not any(plan.batching is Batching.SOLO for plan in defended):
+        raise _no_headline("a run of HPM SOLO, the headline of a card", records)
+
+
+def _check_headline(records: Sequence[RunRecord]) -> None:
+    solo = [r for r in records if r.plan.target == "hpm" and r.plan.batching is Batching.SOLO]
+    if not any(record.has_autoattack for record in solo):
+        raise _no_headline("a run of HPM SOLO with AutoAttack, the headline of a card", records)
+
+
+def _no_headline(wanted: str, records: Sequence[RunRecord]) -> InvalidInput:
+    return InvalidInput(
+        wanted=wanted,
+        got=", ".join(f"{record.plan.target} {record.plan.batching.value}" for record in records),
+        next_step="run it too, with --batching solo; what is finished is kept",
+    )
 
 
 def _subject(record: RunRecord) -> str:
@@ -91,9 +123,11 @@ def _subject(record: RunRecord) -> str:
     return f"{plan.model} on {examples.dataset}, {images}, {plan.threat}"
 
 
-def _card(spec: ModelSpec, bench: HpmBench) -> ModelCard:
+def card_of(spec: ModelSpec, bench: HpmBench | CorruptionBench) -> ModelCard:
+    """RobustBench's keys on top of a block."""
     paper = spec.paper
-    mirrors = {key: value for key, value in robustbench_view(bench).items() if value is not None}
+    # RobustBench leaves out what does not apply, but for eps.
+    mirrors = {key: value for key, value in robustbench_view(bench).items() if value is not None or key == "eps"}
     return ModelCard(
         link=paper.link,
         name=paper.title or spec.name,
@@ -117,10 +151,11 @@ def _weights(weights: WeightsRef, sha256: Sequence[str]) -> Weights:
 
 def _published(paper: Paper) -> Published:
     keys = ("clean_acc", "autoattack_acc", "reported", "external")
-    return Published(**{key: _number(getattr(paper, key)) for key in keys})
+    return Published(**{key: published_number(getattr(paper, key)) for key in keys})
 
 
-def _number(text: str | None) -> str | None:
+def published_number(text: str | None) -> str | None:
+    """A published figure, or None if there is none."""
     return None if text in ("", "null") else text  # both are RobustBench's spellings of "none"
 
 
@@ -154,7 +189,8 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
     )
 
 
-def _threat(threat: ThreatModel) -> Threat:
+def _threat(threat: AnyThreat) -> Threat:
+    assert isinstance(threat, ThreatModel)
     eps = threat.eps
     return Threat(norm=threat.norm, eps=eps.text, eps_exact=str(eps.value), eps_float=float(eps))
 

@@ -5,18 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench
+from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
 from hpm_robustbench.ledger.card_evaluation import PercentText
 
 
 def _drop_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
+
+
+def _kind(bench: object) -> str:
+    """Which block ``bench`` is meant to be; a corruption track's is the one that counts by corruption."""
+    evaluations = bench.get("evaluations") if isinstance(bench, dict) else None
+    counted = isinstance(evaluations, list) and any(isinstance(e, dict) and "right" in e for e in evaluations)
+    return _CORRUPTED if counted or isinstance(bench, CorruptionBench) else _ATTACKED
+
+
+_ATTACKED, _CORRUPTED = "under attack", "on corrupted images"
+AnyBench: TypeAlias = Annotated[
+    Annotated[HpmBench, Tag(_ATTACKED)] | Annotated[CorruptionBench, Tag(_CORRUPTED)], Discriminator(_kind)
+]
 
 
 class ModelCard(BaseModel):
@@ -46,7 +60,7 @@ class ModelCard(BaseModel):
     corruptions_mce: PercentText | None = None
     corruptions_acc_3d: PercentText | None = None
     corruptions_mce_3d: PercentText | None = None
-    hpm_bench: HpmBench | None = None
+    hpm_bench: AnyBench | None = None
 
     @field_validator("external")
     @classmethod
@@ -73,9 +87,17 @@ class ModelCard(BaseModel):
         return json.dumps(self.to_json(), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def robustbench_view(bench: HpmBench) -> dict[str, Any]:
+def robustbench_view(bench: HpmBench | CorruptionBench) -> dict[str, Any]:
     """What ``hpm_bench`` means in RobustBench's keys; ``external`` is None where AutoAttack's number is the lowest."""
     solo = bench.headline
+    if isinstance(solo, CorruptionEvaluation):
+        return {
+            "dataset": solo.dataset,
+            "eps": None,
+            "clean_acc": solo.clean.text,
+            "autoattack_acc": None,
+            "corruptions_acc": solo.text,
+        }
     assert solo.autoattack is not None
     stronger = solo.robust.count < solo.autoattack.count
     return {
@@ -99,7 +121,7 @@ def contract_of(what: str) -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the card"
+        field = ".".join(str(part) for part in first["loc"] if part not in (_ATTACKED, _CORRUPTED)) or "the card"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InvalidInput(
             wanted=f"{what} as a model card of schema {SCHEMA_VERSION}",

@@ -19,7 +19,7 @@ from typing import Any
 
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
-from hpm_robustbench.ledger.plan import Plan, canonical_json, digest
+from hpm_robustbench.ledger.plan import BasePlan, canonical_json, digest, plan_from_json
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, merge_shards
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class Journal:
     """The folder of one plan's run."""
 
-    def __init__(self, runs: Path, plan: Plan) -> None:
+    def __init__(self, runs: Path, plan: BasePlan) -> None:
         self.plan = plan
         self.folder = runs / plan.run_key
         self.step_names = [CLEAN, *(step.name for step in plan.steps)]
@@ -97,7 +97,7 @@ class Journal:
         return RunRecord(self.plan, tuple(steps), environment)
 
 
-def load_plan(folder: Path) -> Plan:
+def load_plan(folder: Path) -> BasePlan:
     """Read the plan of a run folder.
 
     Raises:
@@ -109,7 +109,7 @@ def load_plan(folder: Path) -> Plan:
         raise IntegrityError(
             wanted=f"a readable plan.json in {folder}", got=str(error), next_step="remove that folder"
         ) from error
-    return Plan.from_json(data)
+    return plan_from_json(data)
 
 
 def overview(runs: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 leaderboard/index.html
 leaderboard/<dataset>/<threat>/<Model>.html
 leaderboard/style.css, leaderboard.json, leaderboard.csv
+leaderboard/corruptions.json, corruptions.csv              where there are cards of corruption tracks
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import pandas as pd
 
 from hpm_robustbench.errors import Drift, InvalidInput
 from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.card_bench import HpmBench
+from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.corruption_rows import corruption_tracks
 from hpm_robustbench.ledger.model_card import card_path, read_card
-from hpm_robustbench.ledger.pages import GENERATOR, render_index, render_model, render_style
+from hpm_robustbench.ledger.pages import GENERATOR, render_corrupted_model, render_index, render_model, render_style
 from hpm_robustbench.ledger.rows import tracks
 
 INDEX = "index.html"
 _PAGES = "*/*/*.html"
+_FOR_CORRUPTIONS = {"corruptions.json", "corruptions.csv"}
 
 
 def build(cards_dir: Path, out: Path) -> Path:
@@ -39,6 +44,8 @@ def build(cards_dir: Path, out: Path) -> Path:
     for page in sorted(out.glob(_PAGES)):
         if page.relative_to(out).as_posix() not in files and _is_ours(page):
             page.unlink()
+    for name in _FOR_CORRUPTIONS - files.keys():
+        (out / name).unlink(missing_ok=True)
     return out / INDEX
 
 
@@ -67,15 +74,25 @@ def check(cards_dir: Path, out: Path) -> None:
 
 def render(cards_dir: Path) -> dict[str, str]:
     """Every file of the board by its name; the index comes last, so that it never names a page that is not there."""
-    board = tracks(_load(cards_dir))
-    lines = [row.flat() for track in board for row in track.rows]
-    pages = {row.page: render_model(row, track) for track in board for row in track.rows}
+    cards = _load(cards_dir)
+    attacked = tracks(card for card in cards if isinstance(card.hpm_bench, HpmBench))
+    corrupted = corruption_tracks(card for card in cards if isinstance(card.hpm_bench, CorruptionBench))
+    corrupted_lines = [row.flat() for track in corrupted for row in track.rows]
     return {
         "style.css": render_style(),
-        **pages,
-        "leaderboard.json": json.dumps({"rows": lines}, indent=2, allow_nan=False) + "\n",
-        "leaderboard.csv": _csv(lines),
-        INDEX: render_index(board),
+        **{row.page: render_model(row, track) for track in attacked for row in track.rows},
+        **{row.page: render_corrupted_model(row, track) for track in corrupted for row in track.rows},
+        **_for_machines("leaderboard", [row.flat() for track in attacked for row in track.rows]),
+        **(_for_machines("corruptions", corrupted_lines) if corrupted_lines else {}),
+        INDEX: render_index(attacked, corrupted),
+    }
+
+
+def _for_machines(name: str, lines: list[dict[str, Any]]) -> dict[str, str]:
+    """The lines of a table as JSON and as CSV."""
+    return {
+        f"{name}.json": json.dumps({"rows": lines}, indent=2, allow_nan=False) + "\n",
+        f"{name}.csv": _csv(lines),
     }
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, json_schema
 
 __all__ = [
     "ModelCard",
     "build_card",
+    "build_corruption_card",
     "card_path",
     "check_replaceable",
     "json_schema",
@@ -57,7 +59,7 @@ def card_path(card: ModelCard, cards_dir: Path) -> Path:
             got=f"a plain RobustBench entry, {card.name!r}",
             next_step="evaluate the model with hpm-bench run",
         )
-    return place(cards_dir, card.dataset, card.hpm_bench.evaluations[0].threat.norm.value, card.hpm_bench.model_id)
+    return place(cards_dir, card.dataset, card.hpm_bench.threat_name, card.hpm_bench.model_id)
 
 
 def place(cards_dir: Path, dataset: str, threat_model: str, model: str) -> Path:
@@ -79,7 +81,7 @@ def check_replaceable(path: Path, trials: Collection[tuple[object, ...]], defenc
     bench = read_card(path).hpm_bench if path.exists() else None
     if bench is None:
         return
-    told = {(e.target, e.batching, e.batch_size, e.seed, e.threat.eps_exact, e.fingerprint) for e in bench.evaluations}
+    told = {evaluation.trial for evaluation in bench.evaluations}
     if told != set(trials) or bench.defence != dict(defence):
         raise UsageProblem(
             wanted=f"to write {path} anew",

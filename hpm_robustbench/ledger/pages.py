@@ -9,24 +9,32 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hpm_robustbench.ledger.card_bench import RULE, HpmBench
+from hpm_robustbench.ledger.card_bench import RULE, Bench, HpmBench
+from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.card_from_records import NOTICE
+from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrack
 from hpm_robustbench.ledger.rows import Row, Track
+from hpm_robustbench.threat import Corruptions
 
 GENERATOR = "hpm-bench leaderboard"
 """How a page says who made it."""
 _ADDRESS = re.compile(r"(https?://|mailto:)[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
 
 
-def render_index(tracks: Sequence[Track]) -> str:
-    """The board: one table per track."""
-    return _environment().get_template("index.html").render(tracks=tracks, root="")
+def render_index(tracks: Sequence[Track], corrupted: Sequence[CorruptionTrack] = ()) -> str:
+    """The board: one table per track, those of corruptions last."""
+    return _environment().get_template("index.html").render(tracks=tracks, corrupted=corrupted, root="")
 
 
 def render_model(row: Row, track: Track) -> str:
     """The page of one model."""
     return _environment().get_template("model.html").render(row=row, track=track, root="../../")
+
+
+def render_corrupted_model(row: CorruptionRow, track: CorruptionTrack) -> str:
+    """The page of one model on a corruption track."""
+    return _environment().get_template("corruptions.html").render(row=row, track=track, root="../../")
 
 
 def render_style() -> str:
@@ -44,17 +52,18 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def label(evaluation: Evaluation) -> str:
+def label(evaluation: Evaluation | CorruptionEvaluation) -> str:
     """What was evaluated, in the words of the board."""
     return "Base model" if evaluation.target == "base" else f"HPM {evaluation.batching.name}"
 
 
-def command(bench: HpmBench) -> str:
+def command(bench: HpmBench | CorruptionBench) -> str:
     """The command that repeats the evaluations of a card, one line per group of options."""
     solo = bench.headline
+    budget = ["--eps", solo.threat.eps] if isinstance(solo, Evaluation) else []
     lines = [
         ["hpm-bench", "run", *_model_options(bench)],
-        ["--dataset", solo.dataset, "--threat_model", solo.threat.norm.value, "--eps", solo.threat.eps],
+        ["--dataset", solo.dataset, "--threat_model", bench.threat_name, *budget],
         ["--n_ex", str(solo.n), "--batch_size", str(solo.batch_size), "--seed", str(solo.seed)],
         [part for e in bench.evaluations if e.target == "hpm" for part in _batching_options(e)],
         [part for knob, value in sorted(bench.defence.items()) for part in ("--hpm", f"{knob}={_knob(value)}")],
@@ -62,14 +71,14 @@ def command(bench: HpmBench) -> str:
     return " \\\n  ".join(shlex.join(line) for line in lines if line)
 
 
-def _model_options(bench: HpmBench) -> list[str]:
+def _model_options(bench: Bench) -> list[str]:
     if not bench.weights.source.startswith("file:"):
         return ["--model", bench.base_model]
     factory, weights = bench.factory.removeprefix("python:"), bench.weights.source.removeprefix("file:")
     return ["--factory", factory, "--name", bench.model_id, "--weights", weights]
 
 
-def _batching_options(evaluation: Evaluation) -> list[str]:
+def _batching_options(evaluation: Evaluation | CorruptionEvaluation) -> list[str]:
     size = ["--joint-size", str(evaluation.batch_size)] if evaluation.batch_per_class else []
     return ["--batching", evaluation.batching.value, *size]
 
@@ -90,4 +99,5 @@ def _environment() -> Environment:
     )
     environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command)
     environment.globals.update(rule=RULE, notice=NOTICE, generator=GENERATOR)
+    environment.globals.update(kinds=Corruptions.kinds, severities=Corruptions.severities)
     return environment

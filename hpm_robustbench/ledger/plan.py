@@ -6,19 +6,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from hpm_robustbench.errors import IntegrityError, UsageProblem
-from hpm_robustbench.threat import Batching, Eps, Norm, ThreatModel
+from hpm_robustbench.threat import Batching, Corruptions, Threat, ThreatModel, threat_from_json
 
 FORMAT = 1
 AUTOATTACK = "autoattack"
 """Group of the steps that together are standard AutoAttack on the target itself."""
 MSA = "msa"
 """Group of the steps that the Mixed Surrogate Attack adds."""
+CORRUPTIONS = "corruptions"
+"""Protocol, and group of the steps, of a plan without attacks."""
 
 
 def canonical_json(value: Any) -> str:
@@ -33,7 +34,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One attack on one view of the classifier, by name."""
+    """One attack on one view of the classifier, or one corruption of what it sees, by name."""
 
     view: str
     attack: str
@@ -58,18 +59,18 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BasePlan:
     """A trial of one target under one threat model: everything its outcome depends on, and nothing else.
 
     ``target`` is ``hpm`` or ``base``. ``state_sha256`` covers every weight and buffer of target and surrogates.
-    ``defence`` is the HPM configuration (empty for ``base``). ``batch_size`` is the batch an attack sees and, for
-    JOINT, the batch in which the defence answers. ``software`` names versions and the kind of device.
+    ``defence`` is the HPM configuration (empty for ``base``). ``batch_size`` is the batch that is computed
+    together and, for JOINT, the batch in which the defence answers. ``software`` names versions and the kind of device.
     """
 
     model: str
     target: str
     batching: Batching
-    threat: ThreatModel
+    threat: Threat
     protocol: str
     steps: tuple[Step, ...]
     examples: Examples
@@ -98,6 +99,12 @@ class Plan:
         """The first 16 hex digits of the sha256 of the plan."""
         return digest(self.to_json())[:16]
 
+    @property
+    def trial(self) -> tuple[object, ...]:
+        """What tells the evaluation that a card makes of this plan from others of the same model."""
+        budget = self.threat.to_json().get("eps_exact")
+        return self.target, self.batching, self.batch_size, self.seed, budget, self.examples.fingerprint
+
     def shards(self) -> list[list[int]]:
         """Row numbers of each shard: JOINT batches are shuffled once by the seed, others keep dataset order."""
         n = self.examples.n
@@ -106,37 +113,58 @@ class Plan:
         return [order[start : start + self.shard_size] for start in range(0, n, self.shard_size)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``from_json`` is its inverse."""
+        """Plain JSON values; ``plan_from_json`` is its inverse."""
         data = asdict(self)
         data["format"] = FORMAT
         data["batching"] = self.batching.value
-        data["threat"] = {"norm": self.threat.norm.value, "eps": self.threat.eps.text}
-        data["threat"]["eps_exact"] = str(self.threat.eps.value)
+        data["threat"] = self.threat.to_json()
         data["steps"] = [
             {"view": s.view, "attack": s.attack, "group": s.group, "parameters": dict(s.parameters)} for s in self.steps
         ]
         return data
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Rebuild a plan from its JSON values.
 
-        Raises:
-            IntegrityError: not a plan of this format.
-        """
-        try:
-            if data["format"] != FORMAT:
-                raise ValueError(f"format {data['format']}")
-            fields = {key: value for key, value in data.items() if key != "format"}
-            threat = data["threat"]
-            fields["batching"] = Batching(data["batching"])
-            fields["threat"] = ThreatModel(Norm(threat["norm"]), Eps(threat["eps"], Fraction(threat["eps_exact"])))
-            fields["steps"] = tuple(Step(**step) for step in data["steps"])
-            fields["examples"] = Examples(**data["examples"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(
-                wanted=f"a run plan of format {FORMAT}",
-                got=f"{type(error).__name__}: {error}",
-                next_step="remove this run folder, or read it with the version that wrote it",
-            ) from error
+@dataclass(frozen=True)
+class Plan(BasePlan):
+    """A trial under attack."""
+
+    threat: ThreatModel
+
+
+@dataclass(frozen=True)
+class CorruptionPlan(BasePlan):
+    """A trial on corrupted images, one step for each corruption and severity; nobody attacks."""
+
+    threat: Corruptions
+
+
+def corruption_steps(target: str) -> tuple[Step, ...]:
+    """Every corruption at every severity, in the order of Hendrycks and Dietterich."""
+    return tuple(
+        Step(target, kind, CORRUPTIONS, {"severity": severity})
+        for kind in Corruptions.kinds
+        for severity in Corruptions.severities
+    )
+
+
+def plan_from_json(data: Mapping[str, Any]) -> Plan | CorruptionPlan:
+    """Rebuild a plan from its JSON values.
+
+    Raises:
+        IntegrityError: not a plan of this format.
+    """
+    try:
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']}")
+        fields = {key: value for key, value in data.items() if key != "format"}
+        fields["batching"] = Batching(data["batching"])
+        fields["threat"] = threat_from_json(data["threat"])
+        fields["steps"] = tuple(Step(**step) for step in data["steps"])
+        fields["examples"] = Examples(**data["examples"])
+        return Plan(**fields) if isinstance(fields["threat"], ThreatModel) else CorruptionPlan(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            wanted=f"a run plan of format {FORMAT}",
+            got=f"{type(error).__name__}: {error}",
+            next_step="remove this run folder, or read it with the version that wrote it",
+        ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from hpm_robustbench.ledger.plan import AUTOATTACK, Plan
+from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan
 
 CLEAN = "clean"
 """Name of the step before all attacks: the images as they are."""
@@ -19,9 +19,9 @@ class Verdict(IntEnum):
     CLEAN_WRONG = 0
     """Misclassified without any attack: the verdict of the clean step alone."""
     STANDING = 1
-    """Attacked, and still classified correctly."""
+    """Attacked or corrupted, and classified correctly."""
     BROKEN = 2
-    """A valid perturbation changed the label on the true target."""
+    """Misclassified by the true target under a valid perturbation, or under a corruption."""
     INVALID = 3
     """The attack returned something outside the box or the budget, or not finite; it does not count."""
     SKIPPED = 4
@@ -56,7 +56,7 @@ class StepResult:
 class RunRecord:
     """A finished plan: per-step verdicts over all rows, in dataset order, and where they were computed."""
 
-    plan: Plan
+    plan: BasePlan
     steps: tuple[StepResult, ...]
     environment: Mapping[str, str]
 

@@ -24,7 +24,7 @@ class Row:
     @property
     def bench(self) -> HpmBench:
         """What the card says beyond RobustBench's keys."""
-        assert self.card.hpm_bench is not None
+        assert isinstance(self.card.hpm_bench, HpmBench)
         return self.card.hpm_bench
 
     @property

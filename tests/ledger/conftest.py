@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from hpm_robustbench.ledger.leaderboard import build
-from hpm_robustbench.ledger.model_card import ModelCard, build_card, write_card
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
+from hpm_robustbench.ledger.model_card import ModelCard, build_card, build_corruption_card, write_card
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, CorruptionPlan, Examples, Plan, Step, corruption_steps
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
-from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.threat import Batching, Corruptions, ThreatModel
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 N = 400
@@ -151,7 +151,65 @@ def make_card(make_record) -> Callable[..., ModelCard]:
 
 
 @pytest.fixture(scope="session")
-def golden_cards(card, make_card) -> list[ModelCard]:
+def make_corrupted_card() -> Callable[..., ModelCard]:
+    """A card of a corruption track: ``strength`` of the images stand the mildest corruption, a quarter the worst."""
+
+    def make(name, *, dataset="cifar10", strength=0.9, paper=None, joint=False) -> ModelCard:
+        spec = ModelSpec(
+            name=name,
+            dataset=dataset,
+            threat=Corruptions(),
+            factory=f"robustbench:{dataset}/corruptions/{name}",
+            weights=WeightsRef("gdrive", ("1a2b3c",)),
+            paper=paper or Paper(title=f"The paper of {name}", venue="ICLR 2020", architecture="ResNet-18"),
+        )
+        batchings = [("base", Batching.SOLO), ("hpm", Batching.SOLO), *([("hpm", Batching.JOINT)] if joint else [])]
+        runs = [corrupted_record(spec, target, batching, strength) for target, batching in batchings]
+        return build_corruption_card(spec, runs, n_classes=10, notes=NOTES)
+
+    return make
+
+
+def corrupted_record(spec: ModelSpec, target: str, batching: Batching, strength: float) -> RunRecord:
+    plan = CorruptionPlan(
+        model=spec.name,
+        target=target,
+        batching=batching,
+        threat=spec.threat,
+        protocol="corruptions",
+        steps=corruption_steps(target),
+        examples=Examples(spec.dataset, "test", "6f" * 32, N),
+        state_sha256="ab" * 32,
+        defence={} if target == "base" else {"beta": 0.5},
+        software={"torch": "2.13.0", "device": "cpu"},
+        batch_size=128 if batching is Batching.JOINT else 100,
+        shard_size=896 if batching is Batching.JOINT else 1000,
+    )
+    rows, nothing = tuple(range(N)), (None,) * N
+    results = [StepResult(CLEAN, rows, (1,) * 380 + (0,) * 20, nothing, nothing, N)]
+    for position, step in enumerate(plan.steps):
+        right = round(N * (strength + (0.25 - strength) * position / (len(plan.steps) - 1)))
+        results.append(StepResult(step.name, rows, (1,) * right + (2,) * (N - right), nothing, nothing, N))
+    return RunRecord(plan, tuple(results), {"python": "3.11"})
+
+
+@pytest.fixture(scope="session")
+def corrupted_card(make_corrupted_card) -> ModelCard:
+    paper = Paper(
+        title="AugMix",
+        authors="Dan Hendrycks",
+        venue="ICLR 2020",
+        link="https://arxiv.org/abs/1912.02781",
+        architecture="WideResNet-40-2",
+        license="MIT",
+        clean_acc="95.08",
+        corruptions_acc="88.82",
+    )
+    return make_corrupted_card("Hendrycks2020AugMix_WRN", paper=paper, joint=True)
+
+
+@pytest.fixture(scope="session")
+def golden_cards(card, make_card, corrupted_card) -> list[ModelCard]:
     paper = Paper(
         title="Unlabeled Data Improves Adversarial Robustness",
         authors="Yair Carmon, Aditi Raghunathan",
@@ -165,7 +223,7 @@ def golden_cards(card, make_card) -> list[ModelCard]:
         reported="62.5",
     )
     helped = make_card("Carmon2019Unlabeled", eps="8/255", base=0.3, hpm=0.2, paper=paper)
-    return [card, helped, make_card("Rice2020Overfitting", eps="8/255", base=0.25, hpm=0.35)]
+    return [card, helped, make_card("Rice2020Overfitting", eps="8/255", base=0.25, hpm=0.35), corrupted_card]
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ HOSTILE = [
 ]
 CONSTRAINED = {
     "dataset", "eps", "eps_exact", "clean_acc", "autoattack_acc", "external", "model_id", "base_model", "run_key",
-    "schema_version", "target", "batching", "norm", "verdict", "sha256", "reported", "published",
+    "schema_version", "target", "batching", "norm", "verdict", "sha256", "reported", "published", "corruptions_acc",
 }  # fmt: skip
 """Fields that take no free text; the card's own tests show that they refuse it."""
 
@@ -55,18 +55,24 @@ def poisoned(value: Any, text: str, key: str = "") -> Any:
 
 
 @pytest.fixture
-def site_of(card, tmp_path):
+def site_of(card, corrupted_card, tmp_path):
     def make(text: str) -> Path:
-        data = poisoned(card.to_json(), text)
-        data["hpm_bench"]["evaluations"][0]["flags"] = [text]
-        data["unreliable"] = text.startswith("AutoAttack may")
-        write_card(ModelCard.model_validate_json(json.dumps(data)), tmp_path / "cards")
+        for each in (corrupted_card, card):
+            data = poisoned(each.to_json(), text)
+            data["hpm_bench"]["evaluations"][0]["flags"] = [text]
+            if each is card:
+                data["unreliable"] = text.startswith("AutoAttack may")
+            write_card(ModelCard.model_validate_json(json.dumps(data)), tmp_path / "cards")
         return build(tmp_path / "cards", tmp_path / "board").parent
 
     return make
 
 
-PAGES = ["index.html", "cifar10/Linf/resnet4b_linf2.html"]
+PAGES = [
+    "index.html",
+    "cifar10/Linf/resnet4b_linf2.html",
+    "cifar10/corruptions/Hendrycks2020AugMix_WRN.html",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

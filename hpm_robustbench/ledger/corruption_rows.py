@@ -1,0 +1,106 @@
+"""Cards of corruption tracks in the board's order: a track per dataset, the highest mean accuracy first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
+from typing import Any
+
+from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
+from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.threat import Batching, Corruptions
+
+
+@dataclass(frozen=True)
+class CorruptionRow:
+    """A card and its rank on its track, 1 being the most robust."""
+
+    rank: int
+    card: ModelCard
+
+    @property
+    def bench(self) -> CorruptionBench:
+        """What the card says beyond RobustBench's keys."""
+        assert isinstance(self.card.hpm_bench, CorruptionBench)
+        return self.card.hpm_bench
+
+    @property
+    def base(self) -> CorruptionEvaluation | None:
+        """The model without HPM."""
+        return self.bench.evaluation("base", Batching.SOLO)
+
+    @property
+    def solo(self) -> CorruptionEvaluation:
+        """The headline: HPM answering one image at a time."""
+        return self.bench.headline
+
+    @property
+    def joint(self) -> CorruptionEvaluation | None:
+        """HPM answering whole batches."""
+        return self.bench.evaluation("hpm", Batching.JOINT)
+
+    @property
+    def page(self) -> str:
+        """Address of the model's page, relative to the index."""
+        return f"{self.card.dataset}/{self.bench.threat_name}/{self.bench.model_id}.html"
+
+    def flat(self) -> dict[str, Any]:
+        """One line of the table for machines: RobustBench's columns, then HPM's, then every cell of HPM SOLO."""
+        base, joint = self.base, self.joint
+        return {
+            "rank": self.rank,
+            "model": self.bench.model_id,
+            "dataset": self.card.dataset,
+            "threat_model": self.bench.threat_name,
+            "method": self.card.name,
+            "standard_accuracy": self.solo.clean.value,
+            "robust_accuracy": self.solo.corruptions_acc,
+            "additional_data": self.card.additional_data,
+            "architecture": self.card.architecture,
+            "venue": self.card.venue,
+            "authors": self.card.authors,
+            "link": self.card.link,
+            "base_clean": base.clean.value if base else None,
+            "base_corruptions": base.corruptions_acc if base else None,
+            "hpm_joint_corruptions": joint.corruptions_acc if joint else None,
+            "joint_batch_size": joint.batch_size if joint else None,
+            "joint_batch_per_class": joint.batch_per_class if joint else None,
+            "n": self.solo.n,
+            "license": self.bench.license,
+            "page": self.page,
+            **{
+                f"{kind}_{severity}": round(self.solo.percent(kind, severity), 2)
+                for kind in Corruptions.kinds
+                for severity in Corruptions.severities
+            },
+        }
+
+
+@dataclass(frozen=True)
+class CorruptionTrack:
+    """The rows that compete on one dataset."""
+
+    dataset: str
+    rows: tuple[CorruptionRow, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Name of the track's place on the index page."""
+        return f"{self.dataset}-{Corruptions.name}"
+
+
+def corruption_tracks(cards: Iterable[ModelCard]) -> list[CorruptionTrack]:
+    """Group cards by dataset and rank them; ties go to standard accuracy, then to the model's name."""
+    ordered = sorted(cards, key=lambda card: (card.dataset, _standing(card)))
+    return [
+        CorruptionTrack(dataset, tuple(CorruptionRow(rank, card) for rank, card in enumerate(group, start=1)))
+        for dataset, group in groupby(ordered, key=lambda card: card.dataset)
+    ]
+
+
+def _standing(card: ModelCard) -> tuple[Fraction, Fraction, str]:
+    row = CorruptionRow(0, card)
+    right = sum(count for counts in row.solo.right.values() for count in counts)
+    return -Fraction(right, row.solo.n), -Fraction(row.solo.clean.count, row.solo.n), row.bench.model_id
