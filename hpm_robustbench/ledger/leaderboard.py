@@ -1,7 +1,8 @@
-"""Build the board: every page and file follows from the model cards alone, byte for byte.
+"""Build the board: every page and file follows from the model cards and RobustBench's figures, byte for byte.
 
 leaderboard/index.html
 leaderboard/<dataset>/<threat>/<Model>.html
+leaderboard/published.html                                 what RobustBench has published, nothing of ours
 leaderboard/style.css, leaderboard.json, leaderboard.csv
 leaderboard/corruptions.json, corruptions.csv              where there are cards of corruption tracks
 """
@@ -21,8 +22,17 @@ from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.corruption_rows import corruption_tracks
 from hpm_robustbench.ledger.model_card import card_path, read_card
-from hpm_robustbench.ledger.pages import GENERATOR, render_corrupted_model, render_index, render_model, render_style
+from hpm_robustbench.ledger.pages import (
+    GENERATOR,
+    render_corrupted_model,
+    render_index,
+    render_model,
+    render_published,
+    render_style,
+)
+from hpm_robustbench.ledger.published_rows import published_tables
 from hpm_robustbench.ledger.rows import tracks
+from hpm_robustbench.zoo.from_robustbench import published_entries
 
 INDEX = "index.html"
 _PAGES = "*/*/*.html"
@@ -84,6 +94,7 @@ def render(cards_dir: Path) -> dict[str, str]:
         **{row.page: render_corrupted_model(row, track) for track in corrupted for row in track.rows},
         **_for_machines("leaderboard", [row.flat() for track in attacked for row in track.rows]),
         **(_for_machines("corruptions", corrupted_lines) if corrupted_lines else {}),
+        "published.html": render_published(published_tables(published_entries())),
         INDEX: render_index(attacked, corrupted),
     }
 

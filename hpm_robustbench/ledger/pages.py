@@ -14,6 +14,7 @@ from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionE
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrack
+from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
 from hpm_robustbench.threat import Corruptions
 
@@ -35,6 +36,11 @@ def render_model(row: Row, track: Track) -> str:
 def render_corrupted_model(row: CorruptionRow, track: CorruptionTrack) -> str:
     """The page of one model on a corruption track."""
     return _environment().get_template("corruptions.html").render(row=row, track=track, root="../../")
+
+
+def render_published(tables: Sequence[PublishedTable]) -> str:
+    """What RobustBench has published: one table per dataset and threat model."""
+    return _environment().get_template("published.html").render(tables=tables, root="")
 
 
 def render_style() -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
-from functools import lru_cache
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import Any
 
-from hpm_robustbench.threat import parse_threat
-from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
+from hpm_robustbench.threat import Threat, parse_threat
+from hpm_robustbench.zoo.heads import head_rule
+from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 INDEX = "robustbench.json"
 PUBLISHED_ONLY = "published_only.json"
@@ -37,13 +37,27 @@ def _read(name: str) -> list[dict[str, Any]]:
     return entries
 
 
-@lru_cache(maxsize=1)
-def read_heads() -> Mapping[str, Mapping[str, Any]]:
-    """How the models that do not end in one linear layer are taken apart, by ``dataset/threat/name``."""
-    rules: dict[str, dict[str, Any]] = json.loads(
-        files("hpm_robustbench.zoo").joinpath("heads.json").read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class PublishedEntry:
+    """What RobustBench has published of a model, whether or not its weights can be had."""
+
+    dataset: str
+    threat: Threat
+    name: str
+    paper: Paper
+    has_weights: bool
+
+
+def published_entries() -> list[PublishedEntry]:
+    """Every published entry, sorted by dataset, threat and name."""
+    entries = [(entry, True) for entry in read_index()] + [(entry, False) for entry in read_published_only()]
+    return sorted(
+        (
+            PublishedEntry(entry["dataset"], _threat(entry), entry["name"], _paper(entry), has_weights)
+            for entry, has_weights in entries
+        ),
+        key=lambda entry: (entry.dataset, entry.threat.name, entry.name),
     )
-    return rules
 
 
 def robustbench_specs() -> list[ModelSpec]:
@@ -60,16 +74,19 @@ def _spec(entry: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec(
         name=entry["name"],
         dataset=entry["dataset"],
-        threat=parse_threat(entry["threat"], entry.get("eps")),
+        threat=_threat(entry),
         factory=f"robustbench:{track}/{entry.get('built_as', entry['name'])}",
         weights=weights,
-        head=_head(f"{track}/{entry['name']}", entry),
-        paper=Paper(**{key: value for key, value in entry.items() if key in _PAPER_FIELDS}),
+        head=head_rule(f"{track}/{entry['name']}", entry.get("head")),
+        paper=_paper(entry),
         preprocessing=entry.get("preprocessing"),
         n_params=entry["n_params"],
     )
 
 
-def _head(key: str, entry: Mapping[str, Any]) -> HeadRule:
-    rule = dict(read_heads().get(key, {}))
-    return HeadRule(path=entry.get("head"), members=tuple(rule.pop("members", ())), **rule)
+def _threat(entry: Mapping[str, Any]) -> Threat:
+    return parse_threat(entry["threat"], entry.get("eps"))
+
+
+def _paper(entry: Mapping[str, Any]) -> Paper:
+    return Paper(**{key: value for key, value in entry.items() if key in _PAPER_FIELDS})
