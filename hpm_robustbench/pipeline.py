@@ -23,6 +23,7 @@ from hpm_robustbench.data import (
     open_dataset,
     select,
 )
+from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.runner import WHOLE, Share, lab_sha256, run, state_sha256, subject_sha256
@@ -42,7 +43,7 @@ from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _REFERENCE_IMAGES = 128
-_FILE = 1000
+_FILE = 500
 """Images of one corruption and severity that are written down together, or one batch if that is larger."""
 
 
@@ -210,8 +211,16 @@ def _device(name: str) -> torch.device:
 
 def _open_clean(spec: ModelSpec, options: RunOptions) -> DataSource:
     """The dataset itself; on a corruption track a folder of corrupted images does not stand in for it."""
-    corrupted = isinstance(spec.threat, Corruptions) and options.data and corrupted_folder(spec.dataset, options.data)
-    return open_dataset(spec.dataset, data=None if corrupted else options.data, data_dir=options.data_dir)
+    data = options.data
+    if isinstance(spec.threat, Corruptions) and data is not None and corrupted_folder(spec.dataset, data):
+        if spec.dataset not in KNOWN:
+            raise UsageProblem(
+                wanted=f"the clean images of {spec.dataset} beside the corrupted ones",
+                got=f"only the corrupted ones, {data}",
+                next_step="give the clean ones with --data, and the corrupted ones with --corruptions_data_dir",
+            )
+        data = None
+    return open_dataset(spec.dataset, data=data, data_dir=options.data_dir)
 
 
 def _open_corrupted(spec: ModelSpec, dataset: Dataset, options: RunOptions) -> CorruptedSource | None:

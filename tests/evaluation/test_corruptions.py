@@ -174,6 +174,12 @@ def test_images_of_other_clean_ones_are_refused(world: ModuleType, options: RunO
         case_of(world, replace(options, corruptions_data_dir=folder))
 
 
+def test_corrupted_images_alone_are_not_enough(options: RunOptions) -> None:
+    alone = replace(options, data=options.corruptions_data_dir)
+    with pytest.raises(UsageProblem, match="the clean images of pixels"):
+        prepare(SPEC, alone)
+
+
 def test_without_images_it_says_what_to_put_where(world: ModuleType, options: RunOptions, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match=r"pixels-C/labels\.npy") as caught:
         case_of(world, replace(options, corruptions_data_dir=None, data_dir=tmp_path / "nowhere"))
