@@ -36,7 +36,15 @@ def test_opening_reads_nothing(name, tmp_path):
 
 
 def test_the_package_offers_its_names_and_no_others():
-    names = ["DataSource", "ExampleSet", "open_dataset", "select"]
+    names = [
+        "CorruptedSource",
+        "DataSource",
+        "ExampleSet",
+        "corrupted_folder",
+        "open_corrupted",
+        "open_dataset",
+        "select",
+    ]
     assert [getattr(data, name).__name__ for name in data.__all__] == names
     with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
         data.load_dataset  # noqa: B018
