@@ -20,7 +20,7 @@ from hpm_robustbench.threat import Dataset
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec
 
-ZOO = {spec.factory.removeprefix("robustbench:"): spec for spec in robustbench_specs()}
+ZOO = {f"{spec.dataset}/{spec.threat.name}/{spec.name}": spec for spec in robustbench_specs()}
 REPRESENTATIVE = {
     "cifar10/Linf/Chen2020Adversarial",  # an ensemble that returns probabilities
     "cifar10/Linf/Ding2020MMA",  # normalises each image by itself
@@ -30,6 +30,7 @@ REPRESENTATIVE = {
     "cifar10/Linf/Wong2020Fast",
     "cifar10/L2/Rice2020Overfitting",
     "cifar10/L2/Sehwag2021Proxy_R18",
+    "cifar10/corruptions/Diffenderfer2021Winning_Binary",  # its head is a 1x1 convolution
     "cifar100/Linf/Rice2020Overfitting",
     "imagenet/Linf/Salman2020Do_R18",
     "imagenet/Linf/Wong2020Fast",  # 288 x 288
@@ -56,7 +57,8 @@ def _memory_returned() -> Iterator[None]:
     gc.collect()
 
 
-def test_the_representatives_are_there() -> None:
+def test_all_are_there() -> None:
+    assert len(ZOO) == 206
     assert set(ZOO) >= REPRESENTATIVE
 
 
