@@ -6,6 +6,7 @@
     |   `-- BatchCoupled                   an attack met a view whose rows depend on each other
     |-- DownloadFailed                 3   the network, or the far end, said no
     |-- IntegrityError                 4   a file is not what it should be
+    |   `-- UnsafePickle                     a checkpoint asks for more than tensors, and could run code
     |-- InvalidInput                   5   images, labels, a model or a card break their contract
     |   `-- HeadNotFound                   no layer of the model is its classifier, provably
     |-- StorageProblem                 1   a folder cannot be written, a disk is full
@@ -66,6 +67,10 @@ class IntegrityError(HpmBenchError):
     """A file is truncated, foreign, unsafe, or has the wrong hash."""
 
     exit_code = 4
+
+
+class UnsafePickle(IntegrityError):
+    """A checkpoint names classes or functions that nobody has allowed; it was not read."""
 
 
 class InvalidInput(HpmBenchError):

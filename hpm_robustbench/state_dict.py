@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
@@ -35,7 +35,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises:
         UsageProblem: there is no such file, or it may not be read.
-        IntegrityError: it is truncated, damaged, foreign, holds more than tensors, or has to run code to be read.
+        IntegrityError: it is truncated, damaged, foreign, or holds something other than one state dict.
+        UnsafePickle: it asks for more than tensors, and could run code; nothing of it was run.
     """
     if not path.is_file() or not os.access(path, os.R_OK):
         raise UsageProblem(wanted=f"a weights file at {path}", got="no readable file", next_step="check the path")
@@ -78,7 +79,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_torch(path: Path) -> Any:
+def check_container(path: Path) -> None:
+    """See that a file is whole and such as ``torch.save`` writes, without reading what it holds.
+
+    Raises:
+        IntegrityError: it is truncated, damaged or foreign.
+    """
     with path.open("rb") as stream:
         head = stream.read(64)
     if head.startswith(_ZIP):
@@ -86,6 +92,10 @@ def _read_torch(path: Path) -> Any:
     elif _LEGACY not in head:
         kind = "a web page" if head.lstrip().startswith(b"<") else "neither a torch archive nor a safetensors file"
         raise _broken(path, kind if head else "an empty file")
+
+
+def _read_torch(path: Path) -> Any:
+    check_container(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about odd pickles that it then refuses
@@ -95,14 +105,31 @@ def _read_torch(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """See that every member has the checksum written beside it, which torch.load does not look at."""
+    """See that an archive is as torch.save writes it, and undamaged; torch.load looks at neither."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            odd = _oddity(archive.infolist())
+            damaged = None if odd else archive.testzip()
     except Exception as error:
         raise _broken(path, f"a truncated or damaged archive ({error})") from error
+    if odd:
+        raise _broken(path, f"an archive that torch.save would not write: {odd}")
     if damaged is not None:
         raise _broken(path, f"an archive whose member {damaged} does not match its checksum")
+
+
+def _oddity(members: Sequence[zipfile.ZipInfo]) -> str | None:
+    """What two readers could read differently, would unpack to more than is there, or leads out of the archive."""
+    names = [member.filename for member in members]
+    outside = [name for name in names if name.startswith("/") or ".." in name.split("/") or "\\" in name]
+    if outside:
+        return f"a member called {outside[0][:80]!r}"
+    if len(set(names)) < len(names):
+        return "two members of one name"
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
+        return "TorchScript, which holds code"
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    return f"the compressed member {packed[0][:80]!r}" if packed else None
 
 
 def _broken(path: Path, got: str) -> IntegrityError:
@@ -112,15 +139,27 @@ def _broken(path: Path, got: str) -> IntegrityError:
 
 
 def _refused(path: Path, error: Exception) -> IntegrityError:
-    unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if unsafe is None:
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked is None:
         lines = str(error).splitlines() or [""]
         return _broken(path, f"a file that cannot be read as plain tensors ({type(error).__name__}: {lines[0][:160]})")
-    return IntegrityError(
+    needed = _unsafe_globals(path) or [asked[1]]
+    convert = "convert its state dict to .safetensors with a tool and in a place you trust, and use that file"
+    allow = " ".join(f"--allow-global {name}" for name in needed)
+    never = "blocked" in str(error)
+    return UnsafePickle(
         wanted=f"plain tensors in {path}",
-        got=f"a pickle that needs {unsafe[1]}, which could run code",
-        next_step="convert its state dict to .safetensors with a tool and in a place you trust, and use that file",
+        got=f"a pickle that needs {', '.join(needed)}, which could run code",
+        next_step=convert if never else f"{convert}; or, if you know these to be harmless whatever they get, {allow}",
     )
+
+
+def _unsafe_globals(path: Path) -> list[str]:
+    """All that a pickle asks for beyond tensors; empty where torch cannot tell without reading it."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # hostile bytes, or the format of torch before 1.6
+        return []
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

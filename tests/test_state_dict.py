@@ -7,6 +7,8 @@ import ast
 import io
 import os
 import tarfile
+import time
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hpm_robustbench
-from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem
 from hpm_robustbench.state_dict import load_into, read_state_dict
 
 
@@ -280,6 +282,63 @@ def test_a_script_archive_is_refused(tmp_path):
         torch.jit.script(nn.Linear(1, 1)).save(tmp_path / "net.pt")
     with pytest.raises(IntegrityError, match="TorchScript"):
         read_state_dict(tmp_path / "net.pt")
+
+
+def rezipped(path: Path, *, compression: int = zipfile.ZIP_STORED, rename=lambda name: name, extra: str = "") -> Path:
+    """The archive of a good checkpoint, written again with something odd."""
+    with zipfile.ZipFile(io.BytesIO(saved(zipped=True))) as good, zipfile.ZipFile(path, "w", compression) as odd:
+        for name in good.namelist():
+            odd.writestr(rename(name), good.read(name))
+        if extra:
+            odd.writestr(extra, b"")
+    return path
+
+
+def test_an_archive_written_again_as_it_was_is_read(tmp_path):
+    assert same(read_state_dict(rezipped(tmp_path / "net.pt")), STATE)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"compression": zipfile.ZIP_DEFLATED}, "compressed member"),
+        ({"extra": "../../outside"}, r"a member called '\.\./\.\./outside'"),
+        ({"extra": "/etc/outside"}, "a member called '/etc/outside'"),
+        ({"extra": "archive\\..\\outside"}, "a member called"),
+        ({"rename": lambda name: name.replace("data/1", "data/0")}, "two members of one name"),
+    ],
+    ids=["compressed", "upwards", "absolute", "backslash", "twice"],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_tricks_with_the_archive_are_refused(change, named, tmp_path):
+    with pytest.raises(IntegrityError, match=f"an archive that torch.save would not write: .*{named}"):
+        read_state_dict(rezipped(tmp_path / "net.pt", **change))
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("net/data/0", "w") as member:
+        for _ in range(1 << 8):
+            member.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    start = time.process_time()
+    with pytest.raises(IntegrityError, match="compressed member"):
+        read_state_dict(path)
+    assert time.process_time() - start < 0.1
+
+
+def test_all_that_a_pickle_needs_is_named_at_once(tmp_path):
+    torch.save({"state_dict": STATE, "args": argparse.Namespace(acc=np.float64(1))}, tmp_path / "net.pt")
+    with pytest.raises(UnsafePickle) as caught:
+        read_state_dict(tmp_path / "net.pt")
+    assert "--allow-global argparse.Namespace --allow-global numpy" in str(caught.value)
+
+
+def test_what_torch_never_allows_is_not_offered(tmp_path):
+    torch.save({"x": Evil(tmp_path / "victim")}, tmp_path / "evil.pt")
+    with pytest.raises(UnsafePickle) as caught:
+        read_state_dict(tmp_path / "evil.pt")
+    assert "--allow-global" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "absent.safetensors", ""])

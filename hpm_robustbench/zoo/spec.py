@@ -44,6 +44,11 @@ class WeightsRef:
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"
 
+    @property
+    def full_locators(self) -> tuple[str, ...]:
+        """Each locator with its source, such as ``gdrive:15tUx-gkZMYx7BfEOw1GY5OKC-jECIsPQ``."""
+        return tuple(f"{self.source}:{locator}" for locator in self.locators)
+
 
 @dataclass(frozen=True)
 class HeadRule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from hpm_robustbench.errors import IntegrityError, InvalidInput, UnknownName, Us
 from hpm_robustbench.state_dict import load_into, read_state_dict
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.weights import load_weights, locate
+from hpm_robustbench.weights.transfer import Partial
 from hpm_robustbench.zoo.builtin import builtin_specs
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
@@ -26,12 +26,6 @@ LINF = {(spec.dataset, spec.name): spec for spec in robustbench_specs() if spec.
 WONG = LINF["cifar10", "Wong2020Fast"]
 CHEN = LINF["cifar10", "Chen2020Adversarial"]
 STATE = {"weight": torch.eye(2), "bias": torch.ones(2)}
-
-
-def torch_bytes(content=None) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(STATE if content is None else content, buffer)
-    return buffer.getvalue()
 
 
 def random_state(network: torch.nn.Module, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -43,16 +37,20 @@ def random_state(network: torch.nn.Module, seed: int = 1) -> dict[str, torch.Ten
 
 
 class Never:
-    def fetch(self, source_id: str, destination: Path) -> None:
-        raise AssertionError(f"{source_id} must not be fetched")
+    def fetch(self, locator: str, partial: Partial) -> None:
+        raise AssertionError(f"{locator} must not be fetched")
 
 
-def test_another_budget_and_name_use_the_same_file(tmp_path):
+def paths(*arguments) -> list[Path]:
+    return [original.path for original in locate(*arguments)]
+
+
+def test_another_budget_and_name_use_the_same_file(tmp_path, torch_bytes):
     renamed = replace(WONG, name="Wong2020Fast_eps4-255", threat=ThreatModel.parse("Linf", "4/255"))
     cached = tmp_path / "cifar10/Linf/Wong2020Fast.pt"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(torch_bytes())
-    assert locate(renamed, tmp_path, Never()) == [cached]
+    assert paths(renamed, tmp_path, Never()) == [cached]
 
 
 def test_a_broken_file_already_there_is_named_and_left_alone(tmp_path):
@@ -88,7 +86,7 @@ def test_an_ensemble_in_several_files(tmp_path):
     assert len(sha256) == 3
 
 
-def test_several_files_for_one_network(tmp_path):
+def test_several_files_for_one_network(tmp_path, torch_bytes):
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for path in paths:
         path.write_bytes(torch_bytes())
@@ -109,16 +107,16 @@ def test_a_normalised_network_takes_the_bare_networks_weights(tmp_path, monkeypa
     assert torch.allclose(model.normalize.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
 
 
-def test_safetensors_beside_the_original_go_first(tmp_path):
+def test_safetensors_beside_the_original_go_first(tmp_path, torch_bytes):
     original = tmp_path / WONG.weights.cache
     original.parent.mkdir(parents=True)
     original.write_bytes(torch_bytes())
     converted = original.with_suffix(".safetensors")
     safetensors.torch.save_file(STATE, converted)
-    assert locate(WONG, tmp_path, Never()) == [converted]
+    assert paths(WONG, tmp_path, Never()) == [converted]
     sha256 = hashlib.sha256(original.read_bytes()).hexdigest()
     pinned = replace(WONG, weights=replace(WONG.weights, sha256=(sha256,)))
-    assert locate(pinned, tmp_path, Never()) == [original]
+    assert paths(pinned, tmp_path, Never()) == [original]
 
 
 def own_file(path: Path, *sha256: str) -> ModelSpec:
@@ -126,11 +124,11 @@ def own_file(path: Path, *sha256: str) -> ModelSpec:
     return ModelSpec("Own", "digits", ThreatModel.parse("Linf", "0.1"), "python:torch.nn:Identity", reference)
 
 
-def test_a_known_sha256_must_match(tmp_path):
+def test_a_known_sha256_must_match(tmp_path, torch_bytes):
     path = tmp_path / "own.pt"
     path.write_bytes(torch_bytes())
     good = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert locate(own_file(path, good), tmp_path) == [path]
+    assert paths(own_file(path, good), tmp_path) == [path]
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)

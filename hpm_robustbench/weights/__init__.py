@@ -1,0 +1,23 @@
+"""Checkpoints: where they lie, how they get there, what is believed of them, and how they become tensors.
+
+Below the folder of checkpoints (``--model_dir``, by default ``models``):
+
+    cifar10/Linf/Carmon2019Unlabeled.pt             RobustBench's own folder, or a file put there by hand: used as it is
+    cifar10/Linf/Carmon2019Unlabeled.safetensors    a state dict put there by hand; goes before the former
+    fetched/<locator>-<hash of it>.pt               what was downloaded, once for all models that share it
+    fetched/<locator>-<hash of it>.pt.partial       a transfer that broke off and will be continued
+    converted/<sha256 of a file>.safetensors        the tensors of that file; only these are ever loaded
+
+``transfer`` brings bytes, ``fetch`` gives them a name when they are what was wanted, ``trust`` says what that is,
+``conversion`` has a pickle read by a process of its own, and ``load`` puts the tensors into a network. Files of several
+members lie as RobustBench names them: ``<name>.pt_m0.pt`` and so on. What torchvision or timm have fetched is used
+where they keep it. Removing ``converted`` or ``fetched`` costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from hpm_robustbench.weights.load import Loaded, load_weights
+from hpm_robustbench.weights.locate import Original, locate
+from hpm_robustbench.weights.trust import STRICT, Trust
+
+__all__ = ["STRICT", "Loaded", "Original", "Trust", "load_weights", "locate"]

@@ -1,0 +1,95 @@
+"""Fetch a file once, look at it, and only then give it its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
+from hpm_robustbench.weights.locks import locked
+from hpm_robustbench.weights.places import Place
+from hpm_robustbench.weights.transfer import GOOGLE_DRIVE, Fetcher, GoogleDrive, Partial, Patient, Unavailable, Web
+
+_FETCHERS: dict[str, Fetcher] = {"gdrive": Patient(GoogleDrive()), "upstream": Patient(Web())}
+
+
+def fetch_once(place: Place, destination: Path, accept: Callable[[Path], object], fetcher: Fetcher | None) -> None:
+    """Bring a file to ``destination`` unless it is there, once even if several processes ask for it.
+
+    Args:
+        place: which file.
+        destination: its path afterwards.
+        accept: raises IntegrityError if the file at a path is not what was wanted; it is not kept then. An
+            UnsafePickle is whole, and kept for the one who allows what it needs.
+        fetcher: brings it; by default the client that fits the source.
+
+    Raises:
+        DownloadFailed: it could not be had; says where one may be put by hand.
+        IntegrityError: it is not what was wanted.
+        StorageProblem: there is no place to put it.
+    """
+    source, _, locator = place.locator.partition(":")
+    partial = Partial(destination.with_name(f"{destination.name}.partial"))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with locked(destination):
+            if not destination.exists():
+                _fetch(fetcher or _FETCHERS[source], locator, partial)
+                _accept(partial, destination, accept)
+    except Unavailable as error:
+        raise DownloadFailed(wanted=_address(place), got=str(error), next_step=_by_hand(place)) from error
+    except UnsafePickle as error:
+        raise UnsafePickle(
+            wanted=f"plain tensors from {_address(place)}, kept unread at {destination}",
+            got=error.got,
+            next_step=error.next_step,
+        ) from error
+    except IntegrityError as error:
+        raise IntegrityError(
+            wanted=f"{error.wanted} from {_address(place)}",
+            got=f"{error.got}; it was not kept",
+            next_step=_by_hand(place),
+        ) from error
+    except OSError as error:
+        raise StorageProblem(
+            wanted=f"to write {destination}",
+            got=error.strerror or type(error).__name__,
+            next_step="free some space or make the folder writable, or name another one with --model_dir",
+        ) from error
+
+
+def _fetch(fetcher: Fetcher, locator: str, partial: Partial) -> None:
+    """Leave behind what the next attempt can continue, and nothing else."""
+    try:
+        fetcher.fetch(locator, partial)
+        if not partial.path.is_file():
+            raise Unavailable("nothing arrived")
+    except Unavailable:
+        if not partial.can_continue:
+            partial.discard()
+        raise
+    except OSError:
+        partial.discard()
+        raise
+
+
+def _accept(partial: Partial, destination: Path, accept: Callable[[Path], object]) -> None:
+    try:
+        accept(partial.path)
+    except (UnsafePickle, StorageProblem):
+        partial.finish(destination)
+        raise
+    except IntegrityError:
+        partial.discard()
+        raise
+    partial.finish(destination)
+
+
+def _address(place: Place) -> str:
+    source, _, locator = place.locator.partition(":")
+    return GOOGLE_DRIVE.format(locator) if source == "gdrive" else locator
+
+
+def _by_hand(place: Place) -> str:
+    beside = place.path.with_suffix(".safetensors")
+    return f"try again later, or put the file at {place.path}, or its state dict at {beside}"

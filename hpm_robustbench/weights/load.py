@@ -1,0 +1,78 @@
+"""From a spec to a network with its weights: locate, convert once, load strictly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from hpm_robustbench.architectures import build
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.state_dict import load_into
+from hpm_robustbench.weights.converted import read_tensors
+from hpm_robustbench.weights.locate import Original, locate
+from hpm_robustbench.weights.transfer import Fetcher
+from hpm_robustbench.weights.trust import STRICT, Trust
+from hpm_robustbench.zoo.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_OWN = ("file", "package")
+"""Sources that nobody else can change."""
+
+
+class Loaded(NamedTuple):
+    """A network with its weights, in eval mode on the CPU, and the sha256 of each file they came from."""
+
+    model: nn.Module
+    sha256: tuple[str, ...]
+
+
+def load_weights(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None, trust: Trust = STRICT) -> Loaded:
+    """Build a spec's network and put its weights into it, strictly.
+
+    Args:
+        spec: which model.
+        model_dir: where checkpoints lie; see the package.
+        fetcher: brings what is not there yet; by default the client that fits the source.
+        trust: what is believed of files from elsewhere.
+
+    Raises:
+        HpmBenchError: see ``build``, ``locate``, ``read_tensors`` and ``load_into``.
+    """
+    originals = locate(spec, model_dir, fetcher, trust)
+    _tell_unpinned(spec, originals)
+    states = [read_tensors(original.path, original.checksum, model_dir, trust) for original in originals]
+    model = build(spec)
+    for part, state, original in zip(_parts(model, len(originals)), states, originals, strict=True):
+        load_into(part, state, str(original.path))
+    return Loaded(model, tuple(original.checksum.sha256 for original in originals))
+
+
+def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
+    """One line about files that somebody else may have changed since they were published."""
+    unpinned = [o for o in originals if not o.pinned and o.locator.partition(":")[0] not in _OWN]
+    if unpinned:
+        log.info(
+            "%s: %s, which nobody has vouched for; hpm-bench weights pin --model %s writes down what it should be",
+            spec.name,
+            "; ".join(f"{original.locator} has sha256 {original.checksum.sha256}" for original in unpinned),
+            spec.name,
+        )
+
+
+def _parts(model: nn.Module, n_files: int) -> Sequence[nn.Module]:
+    """What each file holds: the network, or one member of an ensemble."""
+    if n_files == 1:
+        return [model]
+    members = getattr(model, "models", None)
+    if not isinstance(members, nn.ModuleList) or len(members) != n_files:
+        raise InvalidInput(
+            wanted=f"an ensemble of {n_files} members, one for each weights file",
+            got=f"a {type(model).__name__}",
+            next_step="choose another model; mixtures of different networks cannot be loaded",
+        )
+    return list(members)

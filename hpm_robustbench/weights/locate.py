@@ -1,0 +1,64 @@
+"""The local files of a checkpoint, fetched if they have to be, and verified."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.weights.converted import convert_once
+from hpm_robustbench.weights.fetch import fetch_once
+from hpm_robustbench.weights.places import places
+from hpm_robustbench.weights.transfer import Fetcher
+from hpm_robustbench.weights.trust import STRICT, Trust, verify
+from hpm_robustbench.zoo.checksums import Checksum
+from hpm_robustbench.zoo.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Original:
+    """A file of a checkpoint as its makers published it: where it lies, what it is, where it comes from.
+
+    ``pinned`` says that its checksum was known beforehand.
+    """
+
+    path: Path
+    checksum: Checksum
+    locator: str
+    pinned: bool
+
+
+def locate(
+    spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None, trust: Trust = STRICT
+) -> tuple[Original, ...]:
+    """The files of a spec's checkpoint, one or one for each member of an ensemble; see the package for the places.
+
+    Raises:
+        UsageProblem: a local file does not exist.
+        DownloadFailed: a file could not be had; says where one may be put by hand.
+        IntegrityError: a file is not the one it should be; a fresh download that is no checkpoint is not kept either.
+        StorageProblem: there is no place to put it.
+    """
+    found = []
+    for place, expected in zip(places(spec.weights, model_dir), trust.expected(spec.weights), strict=True):
+        path = place.find(exactly=expected is not None)
+        if path == place.fetched:
+            accept = partial(_accept, expected=expected, model_dir=model_dir, trust=trust)
+            fetch_once(place, path, accept, fetcher)
+        _check_readable(spec, path)
+        found.append(Original(path, verify(path, expected), place.locator, expected is not None))
+    return tuple(found)
+
+
+def _accept(path: Path, *, expected: Checksum | None, model_dir: Path, trust: Trust) -> None:
+    """See that a download is what was wanted, and a checkpoint."""
+    convert_once(path, verify(path, expected), model_dir, trust)
+
+
+def _check_readable(spec: ModelSpec, path: Path) -> None:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UsageProblem(
+            wanted=f"the weights of {spec.name} at {path}", got="no readable file", next_step="check the path"
+        )
