@@ -35,8 +35,17 @@ def load_model(
     model_dir: str | Path = "models",
     dataset: str | None = None,
     threat_model: str | None = None,
+    *,
+    weights: str | None = None,
 ) -> nn.Module:
     """A base model with its verified weights, in eval mode on the CPU: images [N, C, H, W] in [0, 1] to logits.
+
+    Args:
+        model_name: as ``list_models`` gives it.
+        model_dir: where checkpoints lie; RobustBench's own folder will do.
+        dataset: which dataset, if several have a model of that name.
+        threat_model: ``Linf`` or ``L2``, likewise.
+        weights: other weights for that network: ``hf:owner/name@revision[:file]``, or a path.
 
     Raises:
         UnknownName: no such model.
@@ -46,7 +55,7 @@ def load_model(
     from hpm_robustbench.request import find_spec
     from hpm_robustbench.weights import load_weights
 
-    return load_weights(find_spec(model_name, dataset, threat_model), Path(model_dir)).model
+    return load_weights(find_spec(model_name, dataset, threat_model, weights), Path(model_dir)).model
 
 
 def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None = None, **knobs: Any) -> HPMClassifier:

@@ -46,6 +46,11 @@ _output = click.option(
 )
 
 
+_model_dir = _both_spellings(
+    "model_dir", type=_path, default=Path("models"), help="Checkpoints; RobustBench's own folder will do."
+)
+
+
 @click.group(context_settings={"auto_envvar_prefix": "HPM_BENCH", "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hpm-robustbench")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
@@ -57,10 +62,14 @@ def cli(quiet: bool) -> None:
 
 
 @cli.command()
-@click.option("--model", default=DIGITS_MODEL, show_default=True, help="A model's name; see `hpm-bench list`.")
+@click.option("--model", show_default=DIGITS_MODEL, help="A model's name; see `hpm-bench list`.")
 @click.option("--factory", help="Your own model: package.module:function that builds the untrained network.")
 @click.option("--name", help="Your model's name on its card; the factory's by default.")
-@click.option("--weights", type=_path, help="Your model's checkpoint: safetensors, or a torch file of tensors.")
+@click.option(
+    "--weights",
+    help="Your model's checkpoint: safetensors, or a torch file of tensors. Or, for any model, "
+    "hf:owner/name@revision[:file] on the Hugging Face Hub.",
+)
 @click.option("--head", help="Name of your model's last linear layer, if it cannot be found.")
 @click.option("--about", type=_path, help="JSON file on your model's origin: title, authors, link, license, ...")
 @click.option("--dataset", help="Which dataset; any name with --data.")
@@ -83,7 +92,14 @@ def cli(quiet: bool) -> None:
 )
 @click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
 @click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")
-@_both_spellings("model_dir", type=_path, default=Path("models"), help="Checkpoints, in RobustBench's layout.")
+@_model_dir
+@click.option("--checksums", type=_path, help="What checkpoints must be; see `hpm-bench weights pin`.")
+@click.option(
+    "--allow-global",
+    multiple=True,
+    metavar="MODULE.NAME",
+    help="A class that a checkpoint may use beyond tensors. Allow none that does harm when it is built.",
+)
 @_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -101,10 +117,10 @@ def run(  # the options of one command
     arguments: Sequence[str],
     /,
     form: str,
-    model: str,
+    model: str | None,
     factory: str | None,
     name: str | None,
-    weights: Path | None,
+    weights: str | None,
     head: str | None,
     about: Path | None,
     dataset: str | None,
@@ -126,16 +142,13 @@ def run(  # the options of one command
 
     track = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
     if factory is None:
-        given = [
-            f"--{key}"
-            for key, value in {"name": name, "weights": weights, "head": head, "about": about}.items()
-            if value
-        ]
+        own = {"name": name, "head": head, "about": about, "weights": None if model else weights}
+        given = [f"--{key}" for key, value in own.items() if value]
         if given:
             raise UsageProblem(
                 wanted=f"--factory beside {', '.join(given)}", got="none", next_step="add it, or leave those out"
             )
-        spec = spec_to_run(model, **track)
+        spec = spec_to_run(model or DIGITS_MODEL, weights=weights, **track)
     else:
         sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
         spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
@@ -220,6 +233,33 @@ def build(output: Path, check: bool) -> None:
         click.echo(f"{pages} is what {cards} gives")
     else:
         click.echo(f"page: {board.build(cards, pages)}")
+
+
+@cli.group()
+def weights() -> None:
+    """Checkpoints of models."""
+
+
+@weights.command()
+@click.option("--model", required=True, help="A model's name; see `hpm-bench list`.")
+@click.option("--dataset")
+@_both_spellings("threat_model")
+@click.option("--weights", "source", metavar="hf:...", help="Other weights of that model, as for `hpm-bench run`.")
+@_model_dir
+@click.option("--output", type=_path, help="File of checksums that takes the entries; without it they are printed.")
+def pin(
+    model: str, dataset: str | None, threat_model: str | None, source: str | None, model_dir: Path, output: Path | None
+) -> None:
+    """Write down what a model's checkpoint is, so that nothing else passes for it from then on.
+
+    Look at the entries before you commit them: they say that what lies here now is the right file.
+    """
+    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.weights.pin import pin as pin_checkpoint
+    from hpm_robustbench.zoo.checksums import checksums_json
+
+    entries = pin_checkpoint(find_spec(model, dataset, threat_model, None, source), model_dir, output)
+    click.echo(checksums_json(entries), nl=False)
 
 
 @cli.group()

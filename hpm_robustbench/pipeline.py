@@ -39,7 +39,7 @@ from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.threat import Batching, Corruptions, Dataset, ThreatModel
-from hpm_robustbench.weights import load_weights
+from hpm_robustbench.weights import STRICT, Trust, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _REFERENCE_IMAGES = 128
@@ -63,7 +63,8 @@ class RunOptions:
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
         corruptions_data_dir: where corrupted images lie, see ``open_corrupted``; by default ``data`` or ``data_dir``.
-        model_dir: where downloaded checkpoints lie, in RobustBench's layout.
+        model_dir: where downloaded checkpoints lie; RobustBench's own folder will do.
+        trust: what is believed of checkpoints from elsewhere.
         output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """
@@ -79,6 +80,7 @@ class RunOptions:
     data_dir: Path = Path("data")
     corruptions_data_dir: Path | None = None
     model_dir: Path = Path("models")
+    trust: Trust = STRICT
     output: Path = Path()
     overwrite: bool = False
 
@@ -139,7 +141,7 @@ def prepare(
     test, training = select(source, options.n_ex)
     test = test if corrupted is None else corrupted.clean_counterpart(test)
     if model is None:
-        model, sha256 = load_weights(spec, options.model_dir)
+        model, sha256 = load_weights(spec, options.model_dir, trust=options.trust)
     else:
         sha256 = (state_sha256(model),)
     wrapped = wrap(

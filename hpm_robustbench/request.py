@@ -12,8 +12,10 @@ from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.pipeline import RunOptions
 from hpm_robustbench.threat import Batching, Norm, Threat, parse_threat, parse_threat_name
+from hpm_robustbench.weights import Trust
+from hpm_robustbench.weights.hub import at_commits
 from hpm_robustbench.zoo.catalog import catalog
-from hpm_robustbench.zoo.from_file import spec_from_factory
+from hpm_robustbench.zoo.from_file import spec_from_factory, weights_from_text
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
 
 _OF_ONE_THREAT = (
@@ -29,34 +31,46 @@ _OF_ONE_THREAT = (
 """Published figures that say nothing about another threat model."""
 
 
-def find_spec(model: str, dataset: str | None = None, threat_model: str | None = None) -> ModelSpec:
-    """A known model on its own track; see ``Catalog.find``.
+def find_spec(
+    model: str, dataset: str | None = None, threat_model: str | None = None, weights: str | None = None
+) -> ModelSpec:
+    """A known model on its own track (see ``Catalog.find``), with its own weights or the same from elsewhere.
 
     Raises:
         UnknownName: no such model or threat model; the message shows the nearest names.
-        UsageProblem: it is not on that track.
+        UsageProblem: it is not on that track, or weights are not written as ``weights_from_text`` reads them.
+        DownloadFailed: weights on the Hub cannot be found.
     """
-    return catalog().find(model, dataset, None if threat_model is None else parse_threat_name(threat_model))
+    spec = catalog().find(model, dataset, None if threat_model is None else parse_threat_name(threat_model))
+    return _with_weights(spec, weights)
 
 
-def spec_to_run(model: str, dataset: str | None, threat_model: str | None, eps: str | None) -> ModelSpec:
+def spec_to_run(
+    model: str, dataset: str | None, threat_model: str | None, eps: str | None, weights: str | None = None
+) -> ModelSpec:
     """A known model under the threat model it was made for, or under another one that is asked for in full.
 
     Raises:
         UnknownName: no such model or threat model.
-        UsageProblem: the model is of another dataset, or the budget is missing, no number, or has no meaning.
+        UsageProblem: the model is of another dataset, or the budget is missing, no number, or has no meaning; or
+            weights are not written as ``weights_from_text`` reads them.
+        DownloadFailed: weights on the Hub cannot be found.
     """
     threat_name = None if threat_model is None else parse_threat_name(threat_model)
     at_home = any(spec.name == model for spec in catalog().specs(dataset, threat_name))
-    spec = catalog().find(model, dataset, threat_name if at_home else None)
+    spec = _with_weights(catalog().find(model, dataset, threat_name if at_home else None), weights)
     if at_home and eps is None:
         return spec
     return under(spec, parse_threat(threat_name or spec.threat.name, eps))
 
 
+def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
+    return spec if weights is None else replace(spec, weights=at_commits(weights_from_text(weights)))
+
+
 def own_spec(
     factory: str,
-    weights: Path | None,
+    weights: str | None,
     *,
     name: str | None,
     head: str | None,
@@ -70,6 +84,7 @@ def own_spec(
     Raises:
         UsageProblem: something that only the caller can know is missing.
         InvalidInput: ``about`` is not a JSON object of known facts.
+        DownloadFailed: weights on the Hub cannot be found.
     """
     if weights is None or dataset is None:
         raise UsageProblem(
@@ -77,7 +92,7 @@ def own_spec(
             got=f"weights {weights}, dataset {dataset}",
             next_step="add what is missing; --threat-model is Linf unless you say otherwise",
         )
-    return spec_from_factory(
+    spec = spec_from_factory(
         name=name or factory.rsplit(":", 1)[-1],
         factory=factory,
         weights=weights,
@@ -86,6 +101,7 @@ def own_spec(
         head=head,
         about=None if about is None else _read_object(about),
     )
+    return replace(spec, weights=at_commits(spec.weights))
 
 
 def under(spec: ModelSpec, threat: Threat) -> ModelSpec:
@@ -100,9 +116,21 @@ def under(spec: ModelSpec, threat: Threat) -> ModelSpec:
     return replace(spec, name=f"{spec.name}{suffix}", threat=threat, paper=replace(spec.paper, **unpublished))
 
 
-def run_options(*, batching: Sequence[str], knobs: Sequence[str], **rest: Any) -> RunOptions:
+def run_options(
+    *,
+    batching: Sequence[str],
+    knobs: Sequence[str],
+    checksums: Path | None = None,
+    allow_global: Sequence[str] = (),
+    **rest: Any,
+) -> RunOptions:
     """Options from their text forms; ``rest`` are RunOptions' own fields."""
-    return RunOptions(batchings=tuple(Batching(b) for b in dict.fromkeys(batching)), defence=_defence(knobs), **rest)
+    return RunOptions(
+        batchings=tuple(Batching(b) for b in dict.fromkeys(batching)),
+        defence=_defence(knobs),
+        trust=Trust(checksums, tuple(allow_global)),
+        **rest,
+    )
 
 
 def _defence(knobs: Sequence[str]) -> HPMConfig:

@@ -78,10 +78,13 @@ def command(bench: HpmBench | CorruptionBench) -> str:
 
 
 def _model_options(bench: Bench) -> list[str]:
-    if not bench.weights.source.startswith("file:"):
+    source = bench.weights.source
+    if not source.startswith(("file:", "hf:")):
         return ["--model", bench.base_model]
-    factory, weights = bench.factory.removeprefix("python:"), bench.weights.source.removeprefix("file:")
-    return ["--factory", factory, "--name", bench.model_id, "--weights", weights]
+    weights = ["--weights", source.removeprefix("file:")]
+    if not bench.factory.startswith("python:"):
+        return ["--model", bench.base_model, *weights]
+    return ["--factory", bench.factory.removeprefix("python:"), "--name", bench.model_id, *weights]
 
 
 def _batching_options(evaluation: Evaluation | CorruptionEvaluation) -> list[str]:

@@ -31,9 +31,16 @@ class Original:
 
 
 def locate(
-    spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None, trust: Trust = STRICT
+    spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None, trust: Trust = STRICT, *, exactly: bool = False
 ) -> tuple[Original, ...]:
     """The files of a spec's checkpoint, one or one for each member of an ensemble; see the package for the places.
+
+    Args:
+        spec: which model.
+        model_dir: where checkpoints lie.
+        fetcher: brings what is not there yet; by default the client that fits the source.
+        trust: what is believed of files from elsewhere.
+        exactly: only the originals will do, and no state dict that was put beside them by hand.
 
     Raises:
         UsageProblem: a local file does not exist.
@@ -43,7 +50,7 @@ def locate(
     """
     found = []
     for place, expected in zip(places(spec.weights, model_dir), trust.expected(spec.weights), strict=True):
-        path = place.find(exactly=expected is not None)
+        path = place.find(exactly=exactly or expected is not None)
         if path == place.fetched:
             accept = partial(_accept, expected=expected, model_dir=model_dir, trust=trust)
             fetch_once(place, path, accept, fetcher)

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import torch
 
 from hpm_robustbench.errors import UnknownName
+from hpm_robustbench.weights.hub import Hub
+from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
 
 _SHOWN = 64
@@ -46,14 +48,16 @@ class Place:
 
 
 def places(reference: WeightsRef, model_dir: Path) -> list[Place]:
-    """Where each file of a checkpoint lies or will lie.
+    """Where each file of a checkpoint lies or will lie; the Hub's files are brought, since its client keeps them.
 
     Raises:
         UnknownName: nobody knows its source.
+        HpmBenchError: see ``Hub.fetch``.
     """
     kinds: dict[str, Callable[[WeightsRef, Path], list[Path]]] = {
         "file": lambda reference, _: [Path(locator).expanduser() for locator in reference.locators],
         "gdrive": _robustbench_places,
+        "hf": lambda reference, _: [Hub().fetch(HubFile.parse(locator))[0] for locator in reference.locators],
         "package": lambda reference, _: [Path(str(files("hpm_robustbench").joinpath(n))) for n in reference.locators],
         "upstream": lambda reference, _: [_library_place(url) for url in reference.locators],
     }

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.threat import Threat
+from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
 
 _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", re.ASCII)
@@ -18,7 +19,7 @@ _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", re.ASCII)
 def spec_from_factory(
     name: str,
     factory: str,
-    weights: Path,
+    weights: str | Path,
     dataset: str,
     threat: Threat,
     head: str | None = None,
@@ -29,7 +30,7 @@ def spec_from_factory(
     Args:
         name: under which it appears on cards and boards.
         factory: ``package.module:function``; the function takes no arguments and returns the network.
-        weights: a safetensors file, or a state dict that ``torch.save`` wrote.
+        weights: see ``weights_from_text``.
         dataset: what it classifies.
         threat: what it is to be robust against.
         head: name of its last linear layer, if it cannot be found.
@@ -50,10 +51,23 @@ def spec_from_factory(
         dataset=dataset,
         threat=threat,
         factory=f"python:{factory}",
-        weights=WeightsRef("file", (str(weights),)),
+        weights=weights_from_text(str(weights)),
         head=HeadRule(head),
         paper=paper_from_json(about or {}),
     )
+
+
+def weights_from_text(text: str) -> WeightsRef:
+    """Weights as a person names them: ``hf:owner/name@revision:file``, or the path of a local file.
+
+    A local file is a safetensors file, or a state dict that ``torch.save`` wrote.
+
+    Raises:
+        UsageProblem: a file on the Hub that is not written as one.
+    """
+    if text.startswith("hf:"):
+        return WeightsRef("hf", (str(HubFile.parse(text.removeprefix("hf:"))),))
+    return WeightsRef("file", (text.removeprefix("file:"),))
 
 
 def paper_from_json(about: Mapping[str, Any]) -> Paper:

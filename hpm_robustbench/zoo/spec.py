@@ -31,8 +31,9 @@ def check_name(kind: str, name: str) -> str:
 class WeightsRef:
     """Where a checkpoint is: a source scheme, locators within it, and the sha256 each must have if known.
 
-    ``source`` is ``package`` (shipped with this package), ``file`` (a local path), ``gdrive`` (Google Drive ids)
-    or ``upstream`` (addresses from which the architecture's own library fetches). ``cache`` is where RobustBench
+    ``source`` is ``package`` (shipped with this package), ``file`` (a local path), ``gdrive`` (Google Drive ids),
+    ``upstream`` (addresses from which the architecture's own library fetches) or ``hf`` (files on the Hugging Face
+    Hub, see ``HubFile``). ``cache`` is where RobustBench
     keeps a Google Drive file below its model folder, such as ``cifar10/Linf/Carmon2019Unlabeled.pt``.
     """
 

@@ -17,6 +17,7 @@ from hpm_robustbench.errors import (
     InvalidInput,
     StorageProblem,
     UnknownName,
+    UnsafePickle,
     UsageProblem,
 )
 
@@ -67,6 +68,9 @@ def test_an_unknown_model_shows_the_nearest_names(tmp_path: Path) -> None:
         (["--factory", "nowhere:small"], "PYTHONPATH"),
         (["--data", "missing.npz"], "not there"),
         (["--weights", "missing.safetensors"], "no readable file"),
+        (["--weights", "hf:owner/name"], "hf:owner/name@revision"),
+        (["--weights", "hf:owner/name@main:../../x.safetensors"], "of that repository"),
+        (["--checksums", "missing.json"], "a file of checksums at missing.json"),
     ],
 )
 def test_usage_problems(place, tmp_path: Path, arguments: list[str], word: str) -> None:
@@ -77,6 +81,27 @@ def test_usage_problems(place, tmp_path: Path, arguments: list[str], word: str) 
     error = failure([*unnamed, *arguments])
     assert isinstance(error, UsageProblem)
     assert word in str(error)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--weights", "--name", "--head"])
+def test_what_belongs_to_a_model_of_ones_own_needs_one(option: str) -> None:
+    assert f"--factory beside {option}" in str(failure(["run", option, "x"]))
+
+
+def test_a_pickle_that_needs_more_than_tensors_needs_leave(place, tmp_path: Path) -> None:
+    import argparse
+
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save({"state_dict": load_file(place.weights), "args": argparse.Namespace(lr=0.1)}, tmp_path / "own.pt")
+    refused = failure(place.run("--weights", tmp_path / "own.pt"))
+    assert isinstance(refused, UnsafePickle)
+    assert "--allow-global argparse.Namespace" in str(refused)
+    allowed = ["--allow-global", "argparse.Namespace", "--head", "nowhere"]
+    error = failure(place.run("--weights", tmp_path / "own.pt", *allowed))
+    assert "nowhere" in str(error), "the weights were loaded, and only then was the head looked for"
     assert nothing_written(tmp_path)
 
 

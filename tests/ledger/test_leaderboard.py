@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpm_robustbench.errors import Drift, InvalidInput, StorageProblem
+from hpm_robustbench.ledger.card_bench import Weights
 from hpm_robustbench.ledger.leaderboard import build, check
 from hpm_robustbench.ledger.model_card import write_card
 from hpm_robustbench.ledger.pages import command, p_value
@@ -114,6 +115,14 @@ def test_the_command_repeats_the_card(card, make_card):
     own = command(card.hpm_bench)
     assert "--factory models:resnet4b --name resnet4b_linf2 --weights resnet4b.pth" in own
     assert "--batching solo --batching joint --joint-size 128" in own
+
+
+def test_the_command_repeats_weights_from_the_hub(card, make_card):
+    from_hub = Weights(source=f"hf:owner/name@{'0' * 40}:model.safetensors", sha256=["1" * 64])
+    own = card.hpm_bench.model_copy(update={"weights": from_hub})
+    assert f"--factory models:resnet4b --name resnet4b_linf2 --weights {from_hub.source}" in command(own)
+    known = make_card("Wide", eps="8/255").hpm_bench.model_copy(update={"weights": from_hub})
+    assert command(known).startswith(f"hpm-bench run --model Wide --weights {from_hub.source} ")
 
 
 def test_small_p_values_are_not_called_zero():

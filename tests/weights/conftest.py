@@ -37,11 +37,15 @@ class Asked:
 
 
 class Server:
-    """Answers with the next of ``replies``; when there is none left, with ``content``, in parts if asked for parts."""
+    """Answers with the next of ``replies``; when there is none left, with ``content``, in parts if asked for parts.
+
+    Where ``route`` is given, it alone decides: from a path to a body, a status and headers.
+    """
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
         self.content: bytes | None = None
+        self.route: Callable[[str], tuple[bytes, int, dict[str, str]]] | None = None
         self.asked: list[Asked] = []
         self.open = threading.Event()
         server = self
@@ -49,7 +53,13 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.asked.append(Asked(self.path, dict(self.headers)))
-                self.answer(server.replies.pop(0) if server.replies else server.host(dict(self.headers)))
+                if server.route is not None:
+                    self.answer(Reply(*server.route(self.path)))
+                else:
+                    self.answer(server.replies.pop(0) if server.replies else server.host(dict(self.headers)))
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
             def answer(self, reply: Reply) -> None:
                 self.send_response(reply.status)
@@ -57,8 +67,9 @@ class Server:
                 for name, value in {**base, **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(reply.body[: reply.cut])
-                self.wfile.flush()
+                if self.command == "GET":
+                    self.wfile.write(reply.body[: reply.cut])
+                    self.wfile.flush()
                 if reply.stall:
                     server.open.wait(10)
                 self.close_connection = True

@@ -1,0 +1,108 @@
+"""Safetensors files from the Hugging Face Hub, by its own client and in its own cache.
+
+The client's settings hold: ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN``, ``HF_HUB_OFFLINE``. What is in the cache at a
+full commit is taken from there without asking anybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpm_robustbench.errors import DownloadFailed, HpmBenchError, StorageProblem
+from hpm_robustbench.zoo.hub_file import HubFile
+from hpm_robustbench.zoo.spec import WeightsRef
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A Hub, and where its files are kept; by default those that the client's own settings name."""
+
+    endpoint: str | None = None
+    cache: Path | None = None
+
+    def fetch(self, file: HubFile) -> tuple[Path, HubFile]:
+        """Bring a file into the cache: its path there, and the same file at the full commit that was found.
+
+        Raises:
+            DownloadFailed: it could not be had; says why, and the way out.
+            StorageProblem: the disk is full.
+        """
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only a download needs it
+
+        try:
+            found = hf_hub_download(
+                file.repo,
+                file.file,
+                revision=file.revision,
+                endpoint=self.endpoint,
+                cache_dir=self.cache,
+                library_name="hpm-robustbench",
+            )
+        except Exception as error:  # the client raises its own errors and those of two HTTP libraries
+            raise _explained(file, error) from error
+        path = Path(found)
+        commit = path.parents[file.file.count("/")].name
+        return path, replace(file, revision=commit)
+
+
+def at_commits(reference: WeightsRef, hub: Hub | None = None) -> WeightsRef:
+    """The same weights with each branch or tag replaced by the commit that it stands for now.
+
+    Raises:
+        HpmBenchError: see ``Hub.fetch``.
+    """
+    if reference.source != "hf":
+        return reference
+    files = [HubFile.parse(locator) for locator in reference.locators]
+    pinned = [file if file.is_pinned else (hub or Hub()).fetch(file)[1] for file in files]
+    return replace(reference, locators=tuple(map(str, pinned)))
+
+
+def _explained(file: HubFile, error: Exception) -> HpmBenchError:
+    wanted = f"{file.file} of {file.repo} at {file.revision} from the Hugging Face Hub"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return StorageProblem(
+            wanted=wanted, got=str(error.strerror), next_step="free some space, or name another folder with HF_HOME"
+        )
+    got, next_step = _reason(file, error)
+    return DownloadFailed(wanted=wanted, got=_TOKEN.sub("hf_...", got), next_step=next_step)
+
+
+def _reason(file: HubFile, error: Exception) -> tuple[str, str]:
+    """What happened, and what to do: the first that fits, special ones before general ones."""
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the Hub did answer
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    known: list[tuple[type[Exception], str, str]] = [
+        (
+            errors.GatedRepoError,
+            "a repository whose terms have to be accepted",
+            f"accept them on its page, and {log_in}",
+        ),
+        (errors.RepositoryNotFoundError, "no such repository, or a private one", f"check its name; or {log_in}"),
+        (errors.RevisionNotFoundError, "no such revision", "name a commit, branch or tag of that repository"),
+        (
+            errors.LocalEntryNotFoundError,
+            f"not in the local cache, and the Hub could not be asked ({_line(error.__cause__ or error)})",
+            f"connect, unset HF_HUB_OFFLINE, or bring it where you can: hf download {file.repo} {file.file} "
+            f"--revision {file.revision}",
+        ),
+        (errors.EntryNotFoundError, "no such file in it", "name one: hf:owner/name@revision:file.safetensors"),
+        (errors.HfHubHTTPError, _line(error), f"try again later; if access is denied, {log_in}"),
+    ]
+    return next(
+        ((got, next_step) for kind, got, next_step in known if isinstance(error, kind)),
+        (_line(error), "try again later"),
+    )
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

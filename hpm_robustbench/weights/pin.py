@@ -1,0 +1,44 @@
+"""Write down what a checkpoint is, so that from then on nothing else passes for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.weights.locate import locate
+from hpm_robustbench.weights.transfer import Fetcher
+from hpm_robustbench.weights.trust import Trust
+from hpm_robustbench.zoo.checksums import Checksum, checksums_json, read_checksums
+from hpm_robustbench.zoo.spec import ModelSpec
+
+
+def pin(
+    spec: ModelSpec, model_dir: Path, output: Path | None = None, fetcher: Fetcher | None = None
+) -> dict[str, Checksum]:
+    """Size and sha256 of each file of a checkpoint, by locator; it is fetched if it is not there.
+
+    Args:
+        spec: which model.
+        model_dir: where checkpoints lie.
+        output: a file of checksums that takes the entries; it is made if there is none.
+        fetcher: see ``locate``.
+
+    Raises:
+        UsageProblem: nobody but its owner can have the file.
+        IntegrityError: it is not what was pinned before; nothing is written.
+    """
+    if spec.weights.source in ("file", "package"):
+        raise UsageProblem(
+            wanted="a model whose weights are fetched",
+            got=f"{spec.name} from {spec.weights}",
+            next_step="pin a model of RobustBench's, or weights from the Hub",
+        )
+    known = read_checksums(output) if output is not None and output.exists() else {}
+    trust = Trust(checksums=output if known else None)
+    originals = locate(replace(spec, weights=replace(spec.weights, sha256=())), model_dir, fetcher, trust, exactly=True)
+    entries = {original.locator: original.checksum for original in originals}
+    if output is not None:
+        write_atomic(output, checksums_json({**known, **entries}))
+    return entries
