@@ -16,11 +16,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hpm_robustbench.errors import StorageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.state_dict import read_state_dict
 from hpm_robustbench.weights.conversion import convert
-from hpm_robustbench.weights.locks import locked
+from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.trust import Trust, measure
 from hpm_robustbench.zoo.checksums import Checksum
 
@@ -38,7 +37,10 @@ def read_tensors(original: Path, checksum: Checksum, model_dir: Path, trust: Tru
     """
     if original.suffix == ".safetensors":
         return read_state_dict(original)
-    if _is_writable(model_dir / "converted"):
+    kept = _kept(checksum, model_dir)
+    if _is_whole(kept):
+        return read_state_dict(kept)
+    if _is_writable(kept.parent):
         return read_state_dict(convert_once(original, checksum, model_dir, trust))
     log.info("%s cannot be written, so %s is converted anew each time", model_dir, original.name)
     with tempfile.TemporaryDirectory(prefix="hpm-bench-") as folder:
@@ -48,19 +50,19 @@ def read_tensors(original: Path, checksum: Checksum, model_dir: Path, trust: Tru
 
 def convert_once(original: Path, checksum: Checksum, model_dir: Path, trust: Trust) -> Path:
     """The safetensors file with the tensors of a pickle; see ``read_tensors``."""
-    kept = model_dir / "converted" / f"{checksum.sha256}.safetensors"
+    kept = _kept(checksum, model_dir)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with locked(kept):
             if not _is_whole(kept):
                 _convert_beside(original, checksum, kept, trust)
     except OSError as error:
-        raise StorageProblem(
-            wanted=f"to write {kept}",
-            got=error.strerror or type(error).__name__,
-            next_step="free some space or make the folder writable, or name another one with --model_dir",
-        ) from error
+        raise unwritable(kept, error) from error
     return kept
+
+
+def _kept(checksum: Checksum, model_dir: Path) -> Path:
+    return model_dir / "converted" / f"{checksum.sha256}.safetensors"
 
 
 def _convert_beside(original: Path, checksum: Checksum, kept: Path, trust: Trust) -> None:
@@ -81,7 +83,7 @@ def _is_whole(kept: Path) -> bool:
     try:
         facts = json.loads(kept.with_suffix(".json").read_bytes())
         whole = isinstance(facts, dict) and facts.get("sha256") == measure(kept).sha256
-    except FileNotFoundError:
+    except OSError:
         return False
     except ValueError:
         whole = False

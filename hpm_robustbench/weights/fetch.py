@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
-from hpm_robustbench.weights.locks import locked
+from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.places import Place
 from hpm_robustbench.weights.transfer import GOOGLE_DRIVE, Fetcher, GoogleDrive, Partial, Patient, Unavailable, Web
 
 _FETCHERS: dict[str, Fetcher] = {"gdrive": Patient(GoogleDrive()), "upstream": Patient(Web())}
 
 
-def fetch_once(place: Place, destination: Path, accept: Callable[[Path], object], fetcher: Fetcher | None) -> None:
+def fetch_once(
+    place: Place, destination: Path, accept: Callable[[Path], object], by_hand: str, fetcher: Fetcher | None
+) -> None:
     """Bring a file to ``destination`` unless it is there, once even if several processes ask for it.
 
     Args:
@@ -21,6 +23,7 @@ def fetch_once(place: Place, destination: Path, accept: Callable[[Path], object]
         destination: its path afterwards.
         accept: raises IntegrityError if the file at a path is not what was wanted; it is not kept then. An
             UnsafePickle is whole, and kept for the one who allows what it needs.
+        by_hand: what to do if it cannot be had.
         fetcher: brings it; by default the client that fits the source.
 
     Raises:
@@ -37,25 +40,15 @@ def fetch_once(place: Place, destination: Path, accept: Callable[[Path], object]
                 _fetch(fetcher or _FETCHERS[source], locator, partial)
                 _accept(partial, destination, accept)
     except Unavailable as error:
-        raise DownloadFailed(wanted=_address(place), got=str(error), next_step=_by_hand(place)) from error
+        raise DownloadFailed(wanted=_address(place), got=str(error), next_step=by_hand) from error
     except UnsafePickle as error:
-        raise UnsafePickle(
-            wanted=f"plain tensors from {_address(place)}, kept unread at {destination}",
-            got=error.got,
-            next_step=error.next_step,
-        ) from error
+        wanted = f"plain tensors from {_address(place)}, kept unread at {destination}"
+        raise UnsafePickle(wanted=wanted, got=error.got, next_step=error.next_step) from error
     except IntegrityError as error:
-        raise IntegrityError(
-            wanted=f"{error.wanted} from {_address(place)}",
-            got=f"{error.got}; it was not kept",
-            next_step=_by_hand(place),
-        ) from error
+        wanted = error.wanted.replace(str(partial.path), _address(place))
+        raise IntegrityError(wanted=wanted, got=f"{error.got}; it was not kept", next_step=by_hand) from error
     except OSError as error:
-        raise StorageProblem(
-            wanted=f"to write {destination}",
-            got=error.strerror or type(error).__name__,
-            next_step="free some space or make the folder writable, or name another one with --model_dir",
-        ) from error
+        raise unwritable(destination, error) from error
 
 
 def _fetch(fetcher: Fetcher, locator: str, partial: Partial) -> None:
@@ -88,8 +81,3 @@ def _accept(partial: Partial, destination: Path, accept: Callable[[Path], object
 def _address(place: Place) -> str:
     source, _, locator = place.locator.partition(":")
     return GOOGLE_DRIVE.format(locator) if source == "gdrive" else locator
-
-
-def _by_hand(place: Place) -> str:
-    beside = place.path.with_suffix(".safetensors")
-    return f"try again later, or put the file at {place.path}, or its state dict at {beside}"

@@ -57,10 +57,12 @@ def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
     unpinned = [o for o in originals if not o.pinned and o.locator.partition(":")[0] not in _OWN]
     if unpinned:
         log.info(
-            "%s: %s, which nobody has vouched for; hpm-bench weights pin --model %s writes down what it should be",
+            "not pinned: %s; to hold it to that from now on: hpm-bench weights pin --model %s --dataset %s "
+            "--threat_model %s --output checksums.json, and then --checksums checksums.json",
+            "; ".join(f"{original.locator} with sha256 {original.checksum.sha256}" for original in unpinned),
             spec.name,
-            "; ".join(f"{original.locator} has sha256 {original.checksum.sha256}" for original in unpinned),
-            spec.name,
+            spec.dataset,
+            spec.threat.norm.value,
         )
 
 

@@ -50,10 +50,11 @@ def locate(
     """
     found = []
     for place, expected in zip(places(spec.weights, model_dir), trust.expected(spec.weights), strict=True):
-        path = place.find(exactly=exactly or expected is not None)
-        if path == place.fetched:
+        only = exactly or expected is not None
+        path = place.find(exactly=only)
+        if path == place.fetched and not path.exists():
             accept = partial(_accept, expected=expected, model_dir=model_dir, trust=trust)
-            fetch_once(place, path, accept, fetcher)
+            fetch_once(place, path, accept, place.by_hand(exactly=only), fetcher)
         _check_readable(spec, path)
         found.append(Original(path, verify(path, expected), place.locator, expected is not None))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""One process at a time for one file."""
+"""One process at a time for one file, and what is said if it cannot be written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from hpm_robustbench.errors import StorageProblem
 
 log = logging.getLogger(__name__)
 
@@ -25,3 +27,12 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def unwritable(path: Path, error: OSError) -> StorageProblem:
+    """The error that tells of a file below the folder of checkpoints which the disk did not take."""
+    return StorageProblem(
+        wanted=f"to write {path}",
+        got=error.strerror or type(error).__name__,
+        next_step="free some space or make the folder writable, or name another one with --model_dir",
+    )

@@ -46,6 +46,11 @@ class Place:
         candidates = [self.path] if exactly else [self.path.with_suffix(".safetensors"), self.path]
         return next((path for path in candidates if path.exists()), self.fetched)
 
+    def by_hand(self, *, exactly: bool) -> str:
+        """What to do about a file that cannot be downloaded; ``exactly`` as for ``find``."""
+        beside = "" if exactly else f", or its state dict at {self.path.with_suffix('.safetensors')}"
+        return f"try again later, or put the file at {self.path}{beside}"
+
 
 def places(reference: WeightsRef, model_dir: Path) -> list[Place]:
     """Where each file of a checkpoint lies or will lie; the Hub's files are brought, since its client keeps them.
@@ -72,7 +77,7 @@ def places(reference: WeightsRef, model_dir: Path) -> list[Place]:
 
 def fetched_place(locator: str, model_dir: Path) -> Path:
     """Where a download lies: named after what was asked for, so that models that share a checkpoint share the file."""
-    readable = re.sub(r"[^A-Za-z0-9._]+", "-", locator)[-_SHOWN:].strip("-.")
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", locator)[-_SHOWN:].strip("-_")
     return model_dir / "fetched" / f"{readable}-{hashlib.sha256(locator.encode()).hexdigest()[:16]}.pt"
 
 

@@ -7,6 +7,7 @@ server has told how to recognise that the file is still the same (an ETag, or th
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -71,7 +72,9 @@ class Partial:
         self.path.unlink(missing_ok=True)
 
     def finish(self, path: Path) -> None:
-        """Give the whole file its name."""
+        """Give the whole file its name, once it is on the disk."""
+        with self.path.open("rb+") as stream:
+            os.fsync(stream.fileno())
         self._mark.unlink(missing_ok=True)
         self.path.replace(path)
 

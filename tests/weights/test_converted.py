@@ -82,6 +82,12 @@ def test_a_conversion_is_made_once_and_recorded(saved, tmp_path, monkeypatch):
     }
 
 
+def test_a_folder_of_others_with_everything_in_it_need_not_be_writable(converted, tmp_path, monkeypatch):
+    shutil.copytree(converted, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("hpm_robustbench.weights.converted.locked", lambda _path: pytest.fail("it was locked"))
+    assert same(read(tmp_path / "net.pt", tmp_path), STATE)
+
+
 def test_another_file_at_the_same_path_is_another_conversion(saved, tmp_path):
     assert same(read(saved(STATE), tmp_path), STATE)
     other = {"weight": torch.zeros(3)}

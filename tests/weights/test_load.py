@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from hpm_robustbench.architectures import build
-from hpm_robustbench.errors import IntegrityError, InvalidInput, UnknownName, UsageProblem
+from hpm_robustbench.errors import IntegrityError, InvalidInput, UsageProblem
 from hpm_robustbench.state_dict import load_into, read_state_dict
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.weights import load_weights, locate
@@ -140,11 +140,6 @@ def test_a_known_sha256_must_match(tmp_path, torch_bytes):
 def test_a_local_file_that_is_not_there(tmp_path):
     with pytest.raises(UsageProblem, match=r"the weights of Own at .*absent\.pt"):
         locate(own_file(tmp_path / "absent.pt"), tmp_path)
-
-
-def test_an_unknown_source(tmp_path):
-    with pytest.raises(UnknownName, match="source of weights"):
-        locate(replace(WONG, weights=WeightsRef("ftp", ("x",))), tmp_path)
 
 
 def test_the_embedded_model_needs_no_network(tmp_path):
