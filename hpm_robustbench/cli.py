@@ -50,6 +50,14 @@ _model_dir = _both_spellings(
     "model_dir", type=_path, default=Path("models"), help="Checkpoints; RobustBench's own folder will do."
 )
 
+_checksums = click.option("--checksums", type=_path, help="What checkpoints must be; see `hpm-bench weights pin`.")
+_allow_global = click.option(
+    "--allow-global",
+    multiple=True,
+    metavar="MODULE.NAME",
+    help="A class that a checkpoint may use beyond tensors. Allow none that does harm when it is built.",
+)
+
 
 @click.group(context_settings={"auto_envvar_prefix": "HPM_BENCH", "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hpm-robustbench")
@@ -93,13 +101,8 @@ def cli(quiet: bool) -> None:
 @click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
 @click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")
 @_model_dir
-@click.option("--checksums", type=_path, help="What checkpoints must be; see `hpm-bench weights pin`.")
-@click.option(
-    "--allow-global",
-    multiple=True,
-    metavar="MODULE.NAME",
-    help="A class that a checkpoint may use beyond tensors. Allow none that does harm when it is built.",
-)
+@_checksums
+@_allow_global
 @_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -260,6 +263,38 @@ def pin(
 
     entries = pin_checkpoint(find_spec(model, dataset, threat_model, None, source), model_dir, output)
     click.echo(checksums_json(entries), nl=False)
+
+
+@weights.command()
+@click.option("--model", "models", multiple=True, required=True, help="A model's name; may be repeated.")
+@click.option("--dataset")
+@_both_spellings("threat_model")
+@click.option("--folder", type=_path, required=True, help="Folder that takes the files; earlier ones in it stay.")
+@click.option("--allow-license", multiple=True, help="A licence that lets you publish where you are going to.")
+@_model_dir
+@_checksums
+@_allow_global
+def mirror(
+    models: Sequence[str],
+    dataset: str | None,
+    threat_model: str | None,
+    folder: Path,
+    allow_license: Sequence[str],
+    model_dir: Path,
+    checksums: Path | None,
+    allow_global: Sequence[str],
+) -> None:
+    """Make a folder of checkpoints as safetensors, ready to be uploaded to the Hugging Face Hub."""
+    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.weights import Trust
+    from hpm_robustbench.weights.mirror import check_licences
+    from hpm_robustbench.weights.mirror import mirror as mirror_model
+
+    specs = [find_spec(model, dataset, threat_model, None) for model in models]
+    check_licences(specs, allow_license)
+    for spec in specs:
+        for path in mirror_model(spec, folder, model_dir, Trust(checksums, tuple(allow_global))):
+            click.echo(path)
 
 
 @cli.group()

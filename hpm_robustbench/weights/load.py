@@ -45,6 +45,11 @@ def load_weights(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = Non
     """
     originals = locate(spec, model_dir, fetcher, trust)
     _tell_unpinned(spec, originals)
+    return assemble(spec, originals, model_dir, trust)
+
+
+def assemble(spec: ModelSpec, originals: Sequence[Original], model_dir: Path, trust: Trust) -> Loaded:
+    """Put the tensors of located files into a spec's network; see ``load_weights``."""
     states = [read_tensors(original.path, original.checksum, model_dir, trust) for original in originals]
     model = build(spec)
     for part, state, original in zip(_parts(model, len(originals)), states, originals, strict=True):

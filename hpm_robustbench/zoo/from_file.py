@@ -60,13 +60,17 @@ def spec_from_factory(
 def weights_from_text(text: str) -> WeightsRef:
     """Weights as a person names them: ``hf:owner/name@revision:file``, or the path of a local file.
 
-    A local file is a safetensors file, or a state dict that ``torch.save`` wrote.
+    Files of several members are separated by commas: ``hf:owner/name@revision:one.safetensors,two.safetensors``. A
+    local file is a safetensors file, or a state dict that ``torch.save`` wrote.
 
     Raises:
         UsageProblem: a file on the Hub that is not written as one.
     """
     if text.startswith("hf:"):
-        return WeightsRef("hf", (str(HubFile.parse(text.removeprefix("hf:"))),))
+        written, *others = text.removeprefix("hf:").split(",")
+        first = HubFile.parse(written)
+        whole = [other if "@" in other else f"{first.repo}@{first.revision}:{other}" for other in others]
+        return WeightsRef("hf", (str(first), *(str(HubFile.parse(other)) for other in whole)))
     return WeightsRef("file", (text.removeprefix("file:"),))
 
 

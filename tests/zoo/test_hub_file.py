@@ -50,6 +50,14 @@ def test_what_leads_elsewhere_is_refused(text):
         weights_from_text(f"hf:{text}")
 
 
+def test_files_of_several_members_come_from_one_commit():
+    written = weights_from_text("hf:owner/name@main:a.safetensors,b/c.safetensors")
+    assert written.locators == ("owner/name@main:a.safetensors", "owner/name@main:b/c.safetensors")
+    assert weights_from_text(str(written)) == written
+    with pytest.raises(UsageProblem):
+        weights_from_text("hf:owner/name@main:a.safetensors,../b.safetensors")
+
+
 def test_weights_as_a_person_names_them():
     assert str(weights_from_text("hf:owner/name@main")) == "hf:owner/name@main:model.safetensors"
     assert weights_from_text("mine.pt") == weights_from_text("file:mine.pt")

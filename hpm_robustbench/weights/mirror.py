@@ -1,0 +1,178 @@
+"""A folder of checkpoints as safetensors that can be uploaded to the Hugging Face Hub as it is.
+
+    cifar10/Linf/Carmon2019Unlabeled.safetensors    the tensors; members of an ensemble as ``..._m0`` and so on
+    index.json                                      what each file is, what it hashes to, and what it was made from
+    README.md                                       the same for people: makers, licences, how to load a file
+
+Only weights whose licence lets anybody publish them go in, unless a person says otherwise licence by licence.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.weights.converted import convert_once
+from hpm_robustbench.weights.load import assemble
+from hpm_robustbench.weights.locate import Original, locate
+from hpm_robustbench.weights.locks import unwritable
+from hpm_robustbench.weights.transfer import Fetcher, Partial
+from hpm_robustbench.weights.trust import STRICT, Trust, measure
+from hpm_robustbench.zoo.spec import ModelSpec
+
+_FREE = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0"})
+_INDEX = "index.json"
+_ABOUT = ("title", "authors", "link", "license")
+_FACTS = {"model", "dataset", "threat_model", *_ABOUT, "origin", "original", "size", "sha256"}
+_README = """---
+license: {licence}
+tags: [adversarial-robustness, robustbench, image-classification]
+---
+
+# Weights of robust image classifiers
+
+Checkpoints as safetensors: the tensors of their makers under the names that the bare networks give them, in another
+container. `index.json` says what each file was made from, and what both hash to. Cite the makers, and keep to their
+licences.
+
+```sh
+hpm-bench run --model {model} --weights hf:OWNER/NAME@COMMIT:{files}
+```
+
+| file | licence | made by | origin |
+|---|---|---|---|
+{rows}
+"""
+
+
+def check_licences(specs: Sequence[ModelSpec], allowed: Sequence[str] = ()) -> None:
+    """See that all weights may be published again.
+
+    Args:
+        specs: which models.
+        allowed: further licences, by name, under which the caller may publish.
+
+    Raises:
+        UsageProblem: a licence that nobody knows, or that forbids some uses.
+    """
+    refused = [spec for spec in specs if spec.paper.license not in _FREE.union(allowed)]
+    if refused:
+        first = refused[0].paper.license
+        raise UsageProblem(
+            wanted="weights that anybody may publish",
+            got=", ".join(f"{spec.name} ({spec.paper.license})" for spec in refused),
+            next_step=f"leave them out; or, if its terms let you publish them there, add --allow-license {first}",
+        )
+
+
+def mirror(
+    spec: ModelSpec, folder: Path, model_dir: Path, trust: Trust = STRICT, fetcher: Fetcher | None = None
+) -> list[Path]:
+    """Add a model's weights to a folder; what is already in there stays.
+
+    Args:
+        spec: which model; its licence is the caller's to check.
+        folder: new, empty, or made by this function.
+        model_dir: where checkpoints lie.
+        trust: what is believed of files from elsewhere.
+        fetcher: see ``locate``.
+
+    Returns:
+        The safetensors files, one for each file of the checkpoint.
+
+    Raises:
+        UsageProblem: the folder holds something else.
+        InvalidInput: its index is not as it was written.
+        HpmBenchError: see ``load_weights``; only weights that fit their network go in.
+    """
+    index = _read_index(folder)
+    originals = locate(spec, model_dir, fetcher, trust, exactly=True)
+    assemble(spec, originals, model_dir, trust)
+    written = []
+    for i, original in enumerate(originals):
+        member = f"_m{i}" if len(originals) > 1 else ""
+        name = f"{spec.dataset}/{spec.threat.norm.value}/{spec.name}{member}.safetensors"
+        _copy(_tensors_file(original, model_dir, trust), folder / name)
+        index[name] = _facts(spec, original, folder / name)
+        written.append(folder / name)
+    write_atomic(folder / "README.md", _readme(index))
+    write_atomic(folder / _INDEX, json.dumps(dict(sorted(index.items())), indent=1) + "\n")
+    return written
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / _INDEX
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageProblem(
+                wanted=f"a folder {folder} that is new, empty, or a mirror",
+                got="something else",
+                next_step="name another",
+            )
+        return {}
+    try:
+        index = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(wanted=f"the index {path}", got=str(error), next_step="name another folder") from error
+    if not isinstance(index, dict) or any(not isinstance(e, dict) or e.keys() != _FACTS for e in index.values()):
+        raise InvalidInput(wanted=f"the index {path}", got="another layout", next_step="name another folder")
+    return index
+
+
+def _tensors_file(original: Original, model_dir: Path, trust: Trust) -> Path:
+    if original.path.suffix == ".safetensors":
+        return original.path
+    return convert_once(original.path, original.checksum, model_dir, trust)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    make_folder(destination.parent)
+    partial = Partial(destination.with_name(f".{destination.name}.partial"))
+    try:
+        shutil.copyfile(source, partial.path)
+        partial.finish(destination)
+    except OSError as error:
+        partial.discard()
+        raise unwritable(destination, error) from error
+
+
+def _facts(spec: ModelSpec, original: Original, path: Path) -> dict[str, Any]:
+    made = measure(path)
+    return {
+        "model": spec.name,
+        "dataset": spec.dataset,
+        "threat_model": spec.threat.norm.value,
+        **{key: getattr(spec.paper, key) for key in _ABOUT},
+        "origin": original.locator,
+        "original": {"size": original.checksum.size, "sha256": original.checksum.sha256},
+        "size": made.size,
+        "sha256": made.sha256,
+    }
+
+
+def _readme(index: Mapping[str, Mapping[str, Any]]) -> str:
+    licences = {entry["license"] for entry in index.values()}
+    example = index[min(index)]["model"]
+    return _README.format(
+        licence=licences.pop().lower() if len(licences) == 1 else "other",
+        model=example,
+        files=",".join(name for name, entry in sorted(index.items()) if entry["model"] == example),
+        rows="\n".join(_row(name, entry) for name, entry in sorted(index.items())),
+    )
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> str:
+    made_by = f"{_cell(entry['authors'])}, *{_cell(entry['title'])}* {_cell(entry['link'])}"
+    return f"| `{name}` | {_cell(entry['license'])} | {made_by} | `{_cell(entry['origin'])}` |"
+
+
+def _cell(text: object) -> str:
+    """Text for a table in Markdown, in which it is nothing but text."""
+    plain = " ".join(str(text).replace("<br>", " ").split())
+    return html.escape(plain).replace("|", "&#124;").replace("`", "&#96;")
