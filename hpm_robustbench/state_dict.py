@@ -146,7 +146,7 @@ def _refused(path: Path, error: Exception) -> IntegrityError:
     needed = _unsafe_globals(path) or [asked[1]]
     convert = "convert its state dict to .safetensors with a tool and in a place you trust, and use that file"
     allow = " ".join(f"--allow-global {name}" for name in needed)
-    never = "blocked" in str(error)
+    never = "is blocked" in str(error)
     return UnsafePickle(
         wanted=f"plain tensors in {path}",
         got=f"a pickle that needs {', '.join(needed)}, which could run code",

@@ -10,8 +10,8 @@ Below the folder of checkpoints (``--model_dir``, by default ``models``):
 
 ``transfer`` brings bytes, ``fetch`` gives them a name when they are what was wanted, ``trust`` says what that is,
 ``conversion`` has a pickle read by a process of its own, and ``load`` puts the tensors into a network. Files of several
-members lie as RobustBench names them: ``<name>.pt_m0.pt`` and so on. What torchvision or timm have fetched is used
-where they keep it. Removing ``converted`` or ``fetched`` costs time and nothing else.
+members lie as RobustBench names them: ``<name>.pt_m0.pt`` and so on. What torchvision, timm or the Hub's client have
+fetched is used where they keep it. Removing ``converted`` or ``fetched`` costs time and nothing else.
 """
 
 from __future__ import annotations

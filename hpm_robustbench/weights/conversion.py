@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def _raise_what_it_said(output: bytes) -> None:
 
 def _end(done: subprocess.CompletedProcess[bytes]) -> str:
     if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
+        return f"signal {-done.returncode}"
     lines = done.stderr.decode(errors="replace").splitlines() or [""]
     return f"code {done.returncode}: {lines[-1][:160]}"
 

@@ -30,7 +30,7 @@ def main(original: str, destination: str, memory: str, *allow_globals: str) -> i
         _bound_memory(int(memory))
         with torch.serialization.safe_globals(allowed):
             state = read_state_dict(Path(original))
-        _check_growth(state, Path(original))
+        _check_plain(state, Path(original))
         _write(state, Path(destination))
     except HpmBenchError as error:
         said = {"wanted": error.wanted, "got": error.got, "next_step": error.next_step}
@@ -60,14 +60,16 @@ def _bound_memory(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + most, used + most))
 
 
-def _check_growth(state: Mapping[str, Tensor], original: Path) -> None:
+def _check_plain(state: Mapping[str, Tensor], original: Path) -> None:
+    """See that all tensors are dense, and together not much larger than their file."""
     size = original.stat().st_size
+    odd = [name for name, tensor in state.items() if tensor.layout is not torch.strided or tensor.is_quantized]
     unpacked = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    if unpacked > _MOST_GROWTH * size:
+    if odd or unpacked > _MOST_GROWTH * size:
         raise IntegrityError(
-            wanted=f"the tensors of {original}",
-            got=f"{unpacked} bytes of tensors from a file of {size} bytes",
-            next_step="do not use that file; save the network's state_dict() alone, with tensors of its own",
+            wanted=f"plain tensors in {original}",
+            got=f"sparse or quantized {odd[0]}" if odd else f"{unpacked} bytes of tensors from a file of {size} bytes",
+            next_step="do not use that file; save the network's state_dict() alone, with dense tensors of its own",
         )
 
 
@@ -76,7 +78,8 @@ def _write(state: Mapping[str, Tensor], destination: Path) -> None:
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     try:
         safetensors.torch.save_file(own, destination)
-    except Exception as error:  # what safetensors raises for a full disk is no OSError
+        destination.chmod(0o644)  # whoever shares the folder may read it
+    except (OSError, safetensors.SafetensorError) as error:
         raise StorageProblem(
             wanted=f"to write {destination}",
             got=f"{type(error).__name__}: {error}",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
+from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, UnsafePickle
 from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.places import Place
 from hpm_robustbench.weights.transfer import GOOGLE_DRIVE, Fetcher, GoogleDrive, Partial, Patient, Unavailable, Web
+
+log = logging.getLogger(__name__)
 
 _FETCHERS: dict[str, Fetcher] = {"gdrive": Patient(GoogleDrive()), "upstream": Patient(Web())}
 
@@ -37,6 +40,7 @@ def fetch_once(
         destination.parent.mkdir(parents=True, exist_ok=True)
         with locked(destination):
             if not destination.exists():
+                log.info("fetching %s", _address(place))
                 _fetch(fetcher or _FETCHERS[source], locator, partial)
                 _accept(partial, destination, accept)
     except Unavailable as error:
@@ -69,11 +73,11 @@ def _fetch(fetcher: Fetcher, locator: str, partial: Partial) -> None:
 def _accept(partial: Partial, destination: Path, accept: Callable[[Path], object]) -> None:
     try:
         accept(partial.path)
-    except (UnsafePickle, StorageProblem):
-        partial.finish(destination)
-        raise
-    except IntegrityError:
-        partial.discard()
+    except HpmBenchError as error:
+        if isinstance(error, IntegrityError) and not isinstance(error, UnsafePickle):
+            partial.discard()
+        else:
+            partial.finish(destination)  # whole, whatever else went wrong
         raise
     partial.finish(destination)
 

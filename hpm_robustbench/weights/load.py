@@ -67,7 +67,7 @@ def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
             "; ".join(f"{original.locator} with sha256 {original.checksum.sha256}" for original in unpinned),
             spec.name,
             spec.dataset,
-            spec.threat.norm.value,
+            spec.threat.name,
         )
 
 

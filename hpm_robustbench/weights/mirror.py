@@ -97,7 +97,7 @@ def mirror(
     written = []
     for i, original in enumerate(originals):
         member = f"_m{i}" if len(originals) > 1 else ""
-        name = f"{spec.dataset}/{spec.threat.norm.value}/{spec.name}{member}.safetensors"
+        name = f"{spec.dataset}/{spec.threat.name}/{spec.name}{member}.safetensors"
         _copy(_tensors_file(original, model_dir, trust), folder / name)
         index[name] = _facts(spec, original, folder / name)
         written.append(folder / name)
@@ -147,7 +147,7 @@ def _facts(spec: ModelSpec, original: Original, path: Path) -> dict[str, Any]:
     return {
         "model": spec.name,
         "dataset": spec.dataset,
-        "threat_model": spec.threat.norm.value,
+        "threat_model": spec.threat.name,
         **{key: getattr(spec.paper, key) for key in _ABOUT},
         "origin": original.locator,
         "original": {"size": original.checksum.size, "sha256": original.checksum.sha256},

@@ -29,11 +29,13 @@ class Place:
         path: where it is expected: RobustBench's place, the place of the architecture's library, or a path of one's
             own. A state dict may lie beside it as ``.safetensors``.
         fetched: where a download goes; None if it cannot be downloaded.
+        shared: where RobustBench keeps the same file for other models.
     """
 
     locator: str
     path: Path
     fetched: Path | None = None
+    shared: tuple[Path, ...] = ()
 
     def find(self, *, exactly: bool) -> Path:
         """The file that is used; does not exist if it has to be downloaded.
@@ -43,7 +45,8 @@ class Place:
         """
         if self.fetched is None:
             return self.path
-        candidates = [self.path] if exactly else [self.path.with_suffix(".safetensors"), self.path]
+        beside = [] if exactly else [self.path.with_suffix(".safetensors")]
+        candidates = [*beside, self.path, self.fetched, *self.shared]
         return next((path for path in candidates if path.exists()), self.fetched)
 
     def by_hand(self, *, exactly: bool) -> str:
@@ -69,9 +72,16 @@ def places(reference: WeightsRef, model_dir: Path) -> list[Place]:
     if reference.source not in kinds:
         raise UnknownName("source of weights", reference.source, kinds)
     downloads = reference.source in ("gdrive", "upstream")
+    paths = kinds[reference.source](reference, model_dir)
+    shared = reference.shared or ((),) * len(paths)
     return [
-        Place(locator, path, fetched_place(locator, model_dir) if downloads else None)
-        for locator, path in zip(reference.full_locators, kinds[reference.source](reference, model_dir), strict=True)
+        Place(
+            locator,
+            path,
+            fetched_place(locator, model_dir) if downloads else None,
+            tuple(model_dir / other for other in others),
+        )
+        for locator, path, others in zip(reference.full_locators, paths, shared, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ for the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import Any
@@ -62,15 +62,29 @@ def published_entries() -> list[PublishedEntry]:
 
 def robustbench_specs() -> list[ModelSpec]:
     """A spec for each of them."""
-    return [_spec(entry) for entry in read_index()]
+    entries = read_index()
+    kept: dict[str, list[str]] = {}
+    for entry in entries:
+        for source_id, place in zip(entry.get("gdrive", []), _places(entry), strict=True):
+            kept.setdefault(source_id, []).append(place)
+    return [_spec(entry, kept) for entry in entries]
 
 
-def _spec(entry: Mapping[str, Any]) -> ModelSpec:
+def _places(entry: Mapping[str, Any]) -> list[str]:
+    """Where RobustBench keeps each Google Drive file of an entry, below its model folder."""
+    single, n_files = f"{entry['dataset']}/{entry['threat']}/{entry['name']}.pt", len(entry.get("gdrive", []))
+    return [single] if n_files == 1 else [f"{single}_m{i}.pt" for i in range(n_files)]
+
+
+def _spec(entry: Mapping[str, Any], kept: Mapping[str, Sequence[str]]) -> ModelSpec:
+    """``kept``: by Google Drive id, where RobustBench keeps the file for each model that has it."""
     track = f"{entry['dataset']}/{entry['threat']}"
     if "upstream" in entry:
         weights = WeightsRef("upstream", (entry["upstream"],))
     else:
-        weights = WeightsRef("gdrive", tuple(entry["gdrive"]), cache=f"{track}/{entry['name']}.pt")
+        own = _places(entry)
+        shared = tuple(tuple(place for place in kept[i] if place not in own) for i in entry["gdrive"])
+        weights = WeightsRef("gdrive", tuple(entry["gdrive"]), cache=f"{track}/{entry['name']}.pt", shared=shared)
     return ModelSpec(
         name=entry["name"],
         dataset=entry["dataset"],

@@ -33,14 +33,17 @@ class WeightsRef:
 
     ``source`` is ``package`` (shipped with this package), ``file`` (a local path), ``gdrive`` (Google Drive ids),
     ``upstream`` (addresses from which the architecture's own library fetches) or ``hf`` (files on the Hugging Face
-    Hub, see ``HubFile``). ``cache`` is where RobustBench
-    keeps a Google Drive file below its model folder, such as ``cifar10/Linf/Carmon2019Unlabeled.pt``.
+    Hub, see ``HubFile``).
+
+    ``cache`` is where RobustBench keeps a Google Drive file below its model folder, such as
+    ``cifar10/Linf/Carmon2019Unlabeled.pt``; ``shared`` says for each file where it keeps the same one for other models.
     """
 
     source: str
     locators: tuple[str, ...]
     sha256: tuple[str, ...] = ()
     cache: str = ""
+    shared: tuple[tuple[str, ...], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"

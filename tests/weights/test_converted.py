@@ -75,6 +75,7 @@ def test_a_conversion_is_made_once_and_recorded(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert same(read(original, tmp_path), STATE), "it was read again"
     [facts] = (tmp_path / "converted").glob("*.json")
+    assert facts.with_suffix(".safetensors").stat().st_mode & 0o044 == 0o044, "others may read it"
     assert json.loads(facts.read_text()) == {
         "sha256": measure(facts.with_suffix(".safetensors")).sha256,
         "original": {"sha256": measure(original).sha256, "size": original.stat().st_size},
@@ -212,7 +213,7 @@ def test_a_reader_that_dies_is_told_by_its_signal(saved, tmp_path, destination, 
 
     broken = crashes.Crash()
     broken.attribute = 1
-    with pytest.raises(IntegrityError, match=r"ended the process that reads it \(SIGSEGV\)") as caught:
+    with pytest.raises(IntegrityError, match=r"ended the process that reads it \(signal 11\)") as caught:
         convert(saved({"weight": torch.ones(1), "x": broken}), destination, ("crashes.Crash",))
     assert caught.value.exit_code == 4
 
@@ -248,6 +249,11 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_kind_of_tensor_that_safetensors_does_not_know(saved, destination):
+    with pytest.raises(IntegrityError, match="sparse or quantized weight"):
+        convert(saved({"weight": torch.eye(3).to_sparse()}), destination)
 
 
 def test_a_disk_that_takes_no_more(saved, destination, request):

@@ -65,7 +65,7 @@ def test_the_unpinned_is_told_in_one_line(spec, server, torch_bytes, tmp_path, c
     server.content = torch_bytes(STATE)
     with caplog.at_level(logging.INFO):
         load_weights(spec, tmp_path, Web())
-    [line] = [record.getMessage() for record in caplog.records]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "hpm_robustbench.weights.load"]
     assert spec.weights.full_locators[0] in line
     assert "hpm-bench weights pin --model Small" in line
 
