@@ -77,9 +77,13 @@ def test_rooms_do_not_know_each_other(room: str, forbidden: tuple[str, ...]) -> 
         ("robustbench", {"robustbench_compat", "architectures"}),
         ("pyautoattack", {"robustbench_compat"}),
         ("autoattack", {"robustbench_compat"}),
+        ("gdown", {"weights.transfer"}),
+        ("requests", {"weights.transfer"}),
+        ("filelock", {"weights.locks"}),
+        ("huggingface_hub", {"weights.hub"}),
     ],
 )
-def test_only_the_compat_file_imports_foreign_houses(library: str, allowed: set[str]) -> None:
+def test_foreign_houses_are_entered_by_one_door(library: str, allowed: set[str]) -> None:
     users = {m for m in MODULES if any(name.split(".")[0] == library for name in imports_of(m))}
     assert users <= {f"{NAME}.{name}" for name in allowed}
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from hpm_robustbench.errors import DownloadFailed
+from hpm_robustbench.request import find_spec
 from hpm_robustbench.weights.hub import Hub, at_commits
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
@@ -106,6 +107,13 @@ def test_a_token_is_not_repeated(hub, server):
     with pytest.raises(DownloadFailed) as caught:
         hub.fetch(FILE)
     assert "hf_abcdefgh" not in str(caught.value)
+
+
+def test_a_known_model_takes_weights_from_the_hub():
+    written = f"hf:owner/name@{COMMIT}:wong.safetensors"
+    spec = find_spec("Wong2020Fast", None, None, "4/255", weights=written)
+    assert (str(spec.weights), spec.name) == (written, "Wong2020Fast_eps4-255")
+    assert spec.factory == "robustbench:cifar10/Linf/Wong2020Fast"
 
 
 LOAD = """
