@@ -32,6 +32,7 @@ def hub_says(path: str) -> tuple[bytes, int, dict[str, str]]:
         "owner/private": (401, ""),
         "owner/absent": (404, "RepoNotFound"),
         "owner/denied": (403, ""),
+        "owner/busy": (503, ""),
     }["/".join(repo)]
     if status == 200 and revision not in (COMMIT, "main"):
         status, code = 404, "RevisionNotFound"
@@ -45,6 +46,7 @@ def hub_says(path: str) -> tuple[bytes, int, dict[str, str]]:
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch) -> Hub:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # the client asks again by itself, with growing pauses
     server.route = hub_says
     return Hub(server.address, tmp_path / "cache")
 
@@ -79,10 +81,11 @@ def test_other_weights_are_left_as_they_are(hub, server):
         (HubFile("owner/private", "main"), "401", "HF_TOKEN"),
         (HubFile("owner/absent", "main"), "no such repository, or a private one", "check its name"),
         (HubFile("owner/denied", "main"), "403", "HF_TOKEN"),
+        (HubFile("owner/busy", "main"), "503", "try again later"),
         (HubFile("owner/name", "absent"), "no such revision", "commit, branch or tag"),
         (HubFile("owner/name", "main", "absent.safetensors"), "no such file", "name one"),
     ],
-    ids=["gated", "private", "absent", "denied", "revision", "file"],
+    ids=["gated", "private", "absent", "denied", "busy", "revision", "file"],
 )
 def test_a_no_says_the_way_out(file, got, way_out, hub):
     with pytest.raises(DownloadFailed, match=got) as caught:
@@ -92,9 +95,8 @@ def test_a_no_says_the_way_out(file, got, way_out, hub):
     assert not list(Path(hub.cache).rglob("*.safetensors"))
 
 
-def test_nobody_answers(hub, server, monkeypatch):
+def test_nobody_answers(hub, server):
     server.close()
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # the client itself asks again, with growing pauses
     with pytest.raises(DownloadFailed, match=r"not in the local cache, .*hf download owner/name model\.safetensors"):
         hub.fetch(FILE)
 
