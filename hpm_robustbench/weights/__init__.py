@@ -8,10 +8,11 @@ Below the folder of checkpoints (``--model_dir``, by default ``models``):
     fetched/<locator>-<hash of it>.pt.partial       a transfer that broke off and will be continued
     converted/<sha256 of a file>.safetensors        the tensors of that file; only these are ever loaded
 
-``transfer`` brings bytes, ``fetch`` gives them a name when they are what was wanted, ``trust`` says what that is,
-``conversion`` has a pickle read by a process of its own, and ``load`` puts the tensors into a network. Files of several
-members lie as RobustBench names them: ``<name>.pt_m0.pt`` and so on. What torchvision, timm or the Hub's client have
-fetched is used where they keep it. Removing ``converted`` or ``fetched`` costs time and nothing else.
+``web`` and ``hub`` bring bytes, ``fetch`` gives them a name when they are what was wanted, ``trust`` says what that is,
+``conversion`` has a pickle read by a process of its own, and ``load`` puts the tensors into a network.
+
+Files of several members lie as RobustBench names them: ``<name>.pt_m0.pt`` and so on. What torchvision, timm or the
+Hub's client have fetched is used where they keep it. Removing ``converted`` or ``fetched`` costs time and nothing else.
 """
 
 from __future__ import annotations

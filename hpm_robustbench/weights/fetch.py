@@ -9,7 +9,8 @@ from pathlib import Path
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, UnsafePickle
 from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.places import Place
-from hpm_robustbench.weights.transfer import GOOGLE_DRIVE, Fetcher, GoogleDrive, Partial, Patient, Unavailable, Web
+from hpm_robustbench.weights.transfer import Fetcher, Partial, Patient, Unavailable
+from hpm_robustbench.weights.web import GOOGLE_DRIVE, GoogleDrive, Web
 
 log = logging.getLogger(__name__)
 

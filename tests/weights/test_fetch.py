@@ -16,7 +16,8 @@ import pytest
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
 from hpm_robustbench.weights import locate
 from hpm_robustbench.weights.places import fetched_place
-from hpm_robustbench.weights.transfer import GoogleDrive, Partial, Patient, Unavailable, Web
+from hpm_robustbench.weights.transfer import Partial, Patient, Unavailable
+from hpm_robustbench.weights.web import GoogleDrive, Web
 from hpm_robustbench.zoo.catalog import Catalog
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import WeightsRef

@@ -122,10 +122,13 @@ LOAD = """
 from pathlib import Path
 from hpm_robustbench.request import own_spec
 from hpm_robustbench.weights import load_weights
+from hpm_robustbench.weights.pin import pin
 
 track = {"dataset": "digits", "threat_model": "Linf", "eps": "0.1"}
 spec = own_spec("nets:net", "hf:owner/name@main", name=None, head=None, about=None, **track)
 loaded = load_weights(spec, Path("models"))
+[(locator, pinned)] = pin(spec, Path("models")).items()
+assert (locator, pinned.sha256) == (str(spec.weights), *loaded.sha256)
 print(spec.weights, *loaded.sha256, loaded.model.weight.sum().item())
 """
 

@@ -17,8 +17,9 @@ from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.weights import Trust, load_weights, locate
 from hpm_robustbench.weights.pin import pin
-from hpm_robustbench.weights.transfer import Partial, Web
+from hpm_robustbench.weights.transfer import Partial
 from hpm_robustbench.weights.trust import measure
+from hpm_robustbench.weights.web import Web
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.checksums import Checksum

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpm_robustbench.weights.transfer import GoogleDrive, Partial, Patient, Unavailable, Web
+from hpm_robustbench.weights.transfer import Partial, Patient, Unavailable
+from hpm_robustbench.weights.web import GoogleDrive, Web
 
 CONTENT = bytes(range(256)) * 1200
 CUT = 200_000
