@@ -7,6 +7,7 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,8 +69,9 @@ class Server:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command == "GET":
-                    self.wfile.write(reply.body[: reply.cut])
-                    self.wfile.flush()
+                    with suppress(ConnectionError):  # a client may hang up
+                        self.wfile.write(reply.body[: reply.cut])
+                        self.wfile.flush()
                 if reply.stall:
                     server.open.wait(10)
                 self.close_connection = True
@@ -145,3 +147,13 @@ def leftovers() -> Callable[[Path], list[str]]:
         return sorted(str(path.relative_to(folder)) for path in files)
 
     return names
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file of this process and its children grow beyond a megabyte."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -240,16 +239,6 @@ def test_the_reader_knows_no_tokens(saved, tmp_path, destination, monkeypatch):
     seen = (tmp_path / "seen").read_text()
     assert "PYTHONPATH" in seen
     assert "TOKEN" not in seen
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Let no file of this process and its children grow beyond a megabyte."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_kind_of_tensor_that_safetensors_does_not_know(saved, destination):

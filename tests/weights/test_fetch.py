@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import torch
 
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
 from hpm_robustbench.weights import locate
@@ -198,6 +199,15 @@ def test_a_download_with_another_sha256_is_not_kept(tmp_path, server, plain_driv
 def test_a_full_disk(tmp_path, leftovers):
     with pytest.raises(StorageProblem, match=r"No space left.*free some space"):
         locate(WONG, tmp_path, OnFullDisk())
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_takes_no_more(tmp_path, server, plain_drive, torch_bytes, leftovers, request):
+    server.content = torch_bytes({"weight": torch.zeros(1 << 20)})
+    request.getfixturevalue("small_files")
+    with pytest.raises(StorageProblem, match=r"File too large.*--model_dir") as caught:
+        locate(WONG, tmp_path, plain_drive)
+    assert caught.value.exit_code == 1
     assert leftovers(tmp_path) == []
 
 
