@@ -16,8 +16,10 @@ from hpm_robustbench.architectures import build
 from hpm_robustbench.errors import IntegrityError, InvalidInput, UsageProblem
 from hpm_robustbench.state_dict import load_into, read_state_dict
 from hpm_robustbench.threat import ThreatModel
-from hpm_robustbench.weights import load_weights, locate
+from hpm_robustbench.weights import STRICT, load_weights, locate
+from hpm_robustbench.weights.converted import read_tensors
 from hpm_robustbench.weights.transfer import Partial
+from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.zoo.builtin import builtin_specs
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
@@ -177,11 +179,11 @@ REAL = (
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_checkpoints_load_as_their_makers_load_them(name, real):
+def test_real_checkpoints_load_as_their_makers_load_them(name, real, tmp_path):
     folder, models = real
     builder, file, _ = models.MODELS[name]
     ours, theirs = builder(), models.load(name).net.state_dict()
-    load_into(ours, read_state_dict(folder / file), file)
+    load_into(ours, read_tensors(folder / file, measure(folder / file), tmp_path, STRICT), file)
     assert ours.state_dict().keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.state_dict().items())
 
