@@ -261,7 +261,7 @@ def pin(
     from hpm_robustbench.weights.pin import pin as pin_checkpoint
     from hpm_robustbench.zoo.checksums import checksums_json
 
-    entries = pin_checkpoint(find_spec(model, dataset, threat_model, None, source), model_dir, output)
+    entries = pin_checkpoint(find_spec(model, dataset, threat_model, source), model_dir, output)
     click.echo(checksums_json(entries), nl=False)
 
 
