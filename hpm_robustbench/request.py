@@ -65,7 +65,9 @@ def spec_to_run(
 
 
 def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
-    return spec if weights is None else replace(spec, weights=at_commits(weights_from_text(weights)))
+    if weights is None:
+        return spec
+    return replace(spec, weights=replace(at_commits(weights_from_text(weights)), parts=spec.weights.parts))
 
 
 def own_spec(

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,6 +20,7 @@ _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number that torch.save wrote before 1.6, within the first bytes of a file."""
 _WRAPPERS = ("state_dict", "model", "last", "net")
+_PAIR = ("model", "bn")
 _MAX_WRAPPING = 4
 _PREFIXES = ("module.", "model.")
 _CONSTANTS = {"mu", "sigma", "mean", "std", "num_batches_tracked"}
@@ -58,17 +59,37 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         IntegrityError: a tensor is missing, left over or of another shape.
     """
     problems = _misfits(module, state)
-    for prefix in _PREFIXES:
-        prefixed = {f"{prefix}{key}": tensor for key, tensor in state.items()}
-        if problems and not _misfits(module, prefixed):
-            state, problems = prefixed, []
-    if problems:
+    fitting = next((form for form in _forms(state) if not _misfits(module, form)), None)
+    if fitting is None:
         raise IntegrityError(
             wanted=f"weights for {type(module).__name__} in {source}",
             got="; ".join(problems),
             next_step="use the file that belongs to this architecture",
         )
-    module.load_state_dict(dict(state), strict=False)
+    module.load_state_dict(dict(fitting), strict=False)
+
+
+def _forms(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """What a state dict may mean: as it is, under a prefix that was taken off, or as an older library wrote it."""
+    for form in (state, _of_newer_timm(state)):
+        yield form
+        for prefix in _PREFIXES:
+            yield {f"{prefix}{key}": tensor for key, tensor in form.items()}
+
+
+def _of_newer_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Swin of timm before 0.9 as timm names it since (timm issue 2150, RobustBench pull request 166).
+
+    A stage's downsampling belonged to the stage before, the head was one layer, and buffers that follow from the
+    architecture were stored.
+    """
+    renamed = {}
+    for key, tensor in state.items():
+        if key.endswith((".relative_position_index", ".attn_mask")):
+            continue
+        new = re.sub(r"\blayers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)
+        renamed[re.sub(r"\bhead\.(weight|bias)$", r"head.fc.\1", new)] = tensor
+    return renamed
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -166,6 +187,8 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(_MAX_WRAPPING):
         if _is_state_dict(content):
             return dict(content)
+        if pair := _side_by_side(content):
+            return pair
         inner = _inside(content)
         if len(inner) != 1:
             break
@@ -191,6 +214,13 @@ def _inside(content: Any) -> list[Any]:
     if isinstance(content, Mapping):
         return [content[key] for key in _WRAPPERS if isinstance(content.get(key), (Mapping, list))]
     return content if isinstance(content, list) else []
+
+
+def _side_by_side(content: Any) -> dict[str, Tensor] | None:
+    """The state dicts of two networks that belong together, as RobustBench's Bai2023Improving keeps a policy."""
+    if isinstance(content, Mapping) and all(_is_state_dict(content.get(name)) for name in _PAIR):
+        return {f"{name}.{key}": tensor for name in _PAIR for key, tensor in content[name].items()}
+    return None
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -368,3 +368,29 @@ def test_no_module_unpickles():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not forbidden & {name.split(".")[0] for name in names}, path
+
+
+def test_a_swin_of_an_older_timm_loads_strictly():
+    from hpm_robustbench.robustbench_compat import import_robustbench
+
+    import_robustbench()
+    from timm.models.swin_transformer import SwinTransformer
+
+    def tiny() -> nn.Module:
+        return SwinTransformer(
+            img_size=32, patch_size=4, window_size=4, embed_dim=8, depths=(1, 2), num_heads=(1, 2), num_classes=5
+        )
+
+    source, target = tiny(), nn.Sequential()
+    target.add_module("model", tiny())  # behind a normalisation, as in RobustBench
+    older = {}
+    for key, tensor in source.state_dict().items():
+        renamed = key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head.")
+        older[renamed] = tensor
+    older["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
+    older["layers.0.blocks.0.attn_mask"] = torch.zeros(4, 16, 16)
+    load_into(target, older, "older.pt")
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in target.model.state_dict().items())
+    del older["layers.0.downsample.norm.weight"]
+    with pytest.raises(IntegrityError, match=r"older\.pt"):
+        load_into(target, older, "older.pt")

@@ -16,7 +16,7 @@ from hpm_robustbench.weights.converted import read_tensors
 from hpm_robustbench.weights.locate import Original, locate
 from hpm_robustbench.weights.transfer import Fetcher
 from hpm_robustbench.weights.trust import STRICT, Trust
-from hpm_robustbench.zoo.spec import ModelSpec
+from hpm_robustbench.zoo.spec import ModelSpec, Part, WeightsRef
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def assemble(spec: ModelSpec, originals: Sequence[Original], model_dir: Path, tr
     """Put the tensors of located files into a spec's network; see ``load_weights``."""
     states = [read_tensors(original.path, original.checksum, model_dir, trust) for original in originals]
     model = build(spec)
-    for part, state, original in zip(_parts(model, len(originals)), states, originals, strict=True):
+    for part, state, original in zip(_parts(model, spec.weights), states, originals, strict=True):
         load_into(part, state, str(original.path))
     return Loaded(model, tuple(original.checksum.sha256 for original in originals))
 
@@ -71,15 +71,25 @@ def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
         )
 
 
-def _parts(model: nn.Module, n_files: int) -> Sequence[nn.Module]:
-    """What each file holds: the network, or one member of an ensemble."""
-    if n_files == 1:
+def _parts(model: nn.Module, reference: WeightsRef) -> Sequence[nn.Module]:
+    """What each file holds: the network, one member of an ensemble, or what the spec says."""
+    n_files = len(reference.locators)
+    if n_files == 1 and not reference.parts:
         return [model]
     members = getattr(model, "models", None)
-    if not isinstance(members, nn.ModuleList) or len(members) != n_files:
+    parts = [_part(model, part) for part in reference.parts] or (
+        list(members) if isinstance(members, nn.ModuleList) else []
+    )
+    if len(parts) != n_files:
         raise InvalidInput(
-            wanted=f"an ensemble of {n_files} members, one for each weights file",
-            got=f"a {type(model).__name__}",
-            next_step="choose another model; mixtures of different networks cannot be loaded",
+            wanted=f"a network of {n_files} parts, one for each weights file",
+            got=f"a {type(model).__name__}" + (f" of {len(parts)}" if parts else ""),
+            next_step=f"give {len(parts) or 1} files, or choose another model",
         )
-    return list(members)
+    return parts
+
+
+def _part(model: nn.Module, part: Part) -> nn.Module:
+    if isinstance(part, str):
+        return model.get_submodule(part)
+    return nn.ModuleDict({name: model.get_submodule(path) for name, path in part})

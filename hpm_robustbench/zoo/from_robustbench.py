@@ -14,8 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from hpm_robustbench.threat import Threat, parse_threat
-from hpm_robustbench.zoo.heads import head_rule
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
+from hpm_robustbench.zoo.special import head_rule, weights_parts
 
 INDEX = "robustbench.json"
 PUBLISHED_ONLY = "published_only.json"
@@ -84,7 +84,13 @@ def _spec(entry: Mapping[str, Any], kept: Mapping[str, Sequence[str]]) -> ModelS
     else:
         own = _places(entry)
         shared = tuple(tuple(place for place in kept[i] if place not in own) for i in entry["gdrive"])
-        weights = WeightsRef("gdrive", tuple(entry["gdrive"]), cache=f"{track}/{entry['name']}.pt", shared=shared)
+        weights = WeightsRef(
+            "gdrive",
+            tuple(entry["gdrive"]),
+            cache=f"{track}/{entry['name']}.pt",
+            shared=shared,
+            parts=weights_parts(f"{track}/{entry['name']}"),
+        )
     return ModelSpec(
         name=entry["name"],
         dataset=entry["dataset"],

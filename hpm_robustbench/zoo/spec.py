@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.threat import Threat
@@ -27,6 +27,10 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+Part: TypeAlias = str | tuple[tuple[str, str], ...]
+"""A submodule by its path, or several by the names under which a file holds them."""
+
+
 @dataclass(frozen=True)
 class WeightsRef:
     """Where a checkpoint is: a source scheme, locators within it, and the sha256 each must have if known.
@@ -37,6 +41,7 @@ class WeightsRef:
 
     ``cache`` is where RobustBench keeps a Google Drive file below its model folder, such as
     ``cifar10/Linf/Carmon2019Unlabeled.pt``; ``shared`` says for each file where it keeps the same one for other models.
+    ``parts`` says for each file which part of the network it holds, where that is not an ensemble's member.
     """
 
     source: str
@@ -44,6 +49,7 @@ class WeightsRef:
     sha256: tuple[str, ...] = ()
     cache: str = ""
     shared: tuple[tuple[str, ...], ...] = ()
+    parts: tuple[Part, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,8 +94,66 @@ def test_several_files_for_one_network(tmp_path, torch_bytes):
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for path in paths:
         path.write_bytes(torch_bytes())
-    with pytest.raises(InvalidInput, match="an ensemble of 2 members"):
+    with pytest.raises(InvalidInput, match="a network of 2 parts"):
         load_weights(replace(WONG, weights=WeightsRef("file", tuple(map(str, paths)))), tmp_path)
+
+
+class Mixed(torch.nn.Module):
+    """Two networks and a policy with its own normalisation, as RobustBench's Bai2023Improving is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nets = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(4, 2)])
+        self.policy, self.norm = torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(1, affine=False)
+
+
+PARTS = ("nets.0", "nets.1", (("bn", "norm"), ("model", "policy")))
+
+
+@pytest.fixture
+def mixed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mixed_nets", types.SimpleNamespace(Mixed=Mixed))
+    source = Mixed()
+    for net in (source.nets[0], source.nets[1], source.policy):
+        torch.nn.init.normal_(net.weight)
+    source.norm.running_mean.fill_(3.0)
+    contents = [
+        {"state_dict": {f"module.{key}": tensor for key, tensor in source.nets[0].state_dict().items()}},
+        source.nets[1].state_dict(),
+        {"model": source.policy.state_dict(), "bn": source.norm.state_dict()},
+    ]
+    for i, content in enumerate(contents):
+        torch.save(content, tmp_path / f"{i}.pt")
+    files = tuple(str(tmp_path / f"{i}.pt") for i in range(3))
+    return source, replace(WONG, factory="python:mixed_nets:Mixed", weights=WeightsRef("file", files, parts=PARTS))
+
+
+def test_a_mixture_in_several_files_of_different_networks(mixed, tmp_path):
+    source, spec = mixed
+    model = load_weights(spec, tmp_path).model
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_mixture_whose_files_are_not_all_there_or_in_another_order(mixed, tmp_path):
+    _, spec = mixed
+    files = spec.weights.locators
+    with pytest.raises(InvalidInput, match=r"2 parts.*a Mixed of 3.*give 3 files"):
+        load_weights(replace(spec, weights=WeightsRef("file", files[:2], parts=PARTS)), tmp_path)
+    with pytest.raises(IntegrityError, match="of another shape"):
+        load_weights(replace(spec, weights=WeightsRef("file", (files[1], files[0], files[2]), parts=PARTS)), tmp_path)
+
+
+def test_the_policys_normalisation_may_not_be_missing(mixed, tmp_path):
+    source, spec = mixed
+    torch.save({"model": source.policy.state_dict()}, tmp_path / "2.pt")
+    with pytest.raises(IntegrityError, match="missing"):
+        load_weights(spec, tmp_path)
+
+
+def test_every_mixture_says_what_its_files_hold():
+    mixtures = [spec for spec in robustbench_specs() if spec.name.startswith("Bai202")]
+    assert [len(spec.weights.parts) for spec in mixtures] == [len(spec.weights.locators) for spec in mixtures]
+    assert len(mixtures) == 6
 
 
 def test_a_normalised_network_takes_the_bare_networks_weights(tmp_path, monkeypatch):
