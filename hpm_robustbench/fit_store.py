@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.evaluation.runner import lab_sha256, state_sha256
+from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.fitting import Fit, fit
 from hpm_robustbench.ledger.atomic import write_atomic

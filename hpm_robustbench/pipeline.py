@@ -26,7 +26,8 @@ from hpm_robustbench.data import (
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
-from hpm_robustbench.evaluation.runner import WHOLE, Share, lab_sha256, run, state_sha256, subject_sha256
+from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256, subject_sha256
+from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card

@@ -14,8 +14,9 @@ import torch
 
 from hpm_robustbench.data import CorruptedSource, ExampleSet
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.progress import Progress
-from hpm_robustbench.evaluation.runner import WHOLE, Share, subject_sha256
+from hpm_robustbench.evaluation.runner import WHOLE, Share
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import CorruptionPlan, Step
@@ -73,7 +74,7 @@ def run_corruptions(
                 result = journal.read(index, name)
                 if result is None:
                     result = _answer(plan, subject, name, conditions.take(step, rows), rows)
-                    _check_unchanged(plan, subject, conditions.clean)
+                    check_unchanged(plan, subject, conditions.clean)
                     journal.write(index, result)
                 progress.finish(100 * result.verdict.count(Verdict.STANDING) / len(rows), "right")
 
@@ -102,12 +103,3 @@ def _answer(plan: CorruptionPlan, subject: Subject, name: str, examples: Example
         forward=len(examples),
         flags=() if finite.all() else ("the target answered with NaN or Inf; counted as an error",),
     )
-
-
-def _check_unchanged(plan: CorruptionPlan, subject: Subject, clean: ExampleSet) -> None:
-    if subject_sha256(subject, clean) != plan.state_sha256:
-        raise InvalidInput(
-            wanted="a model that stays as it is while it is evaluated",
-            got="changed weights, buffers or answers; this step's result was not written down",
-            next_step="make forward() stateless and run again",
-        )

@@ -6,17 +6,17 @@ which shards are done.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.views import Subject, make_view
@@ -35,38 +35,6 @@ class Share:
 
 
 WHOLE = Share(0, 1)
-_PROBES = 16
-_LAB = ("hpm", "attacks", "evaluation")
-
-
-def state_sha256(*modules: nn.Module) -> str:
-    """Hash of every parameter and buffer (name, type, shape, bytes) of the modules, in hex."""
-    hasher = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
-            value = tensor.detach().cpu().contiguous()
-            hasher.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-            hasher.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
-
-
-def subject_sha256(subject: Subject, examples: ExampleSet) -> str:
-    """Hash of what stands trial: its state (a base model's own, or the classifier's and the base's) and its behaviour.
-
-    Two networks with equal weights may still compute differently, so logits of the first examples are hashed too.
-    """
-    modules = (subject.base,) if subject.target == "base" else (subject.classifier, subject.base)
-    logits = subject.target_logits(examples.images[:_PROBES].to(subject.device)).cpu()
-    return hashlib.sha256(state_sha256(*modules).encode() + logits.numpy().tobytes()).hexdigest()
-
-
-def lab_sha256() -> str:
-    """Hash of the source of everything that decides a verdict: defence, attacks and trial."""
-    package = Path(__file__).parent.parent
-    hasher = hashlib.sha256()
-    for path in sorted(path for room in _LAB for path in (package / room).glob("*.py")):
-        hasher.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
-    return hasher.hexdigest()[:16]
 
 
 def run(
@@ -118,18 +86,10 @@ class _Shard:
             result = journal.read(self.index, name)
             if result is None:
                 result = self._clean() if step is None else self._attack(step, progress)
-                self._check_unchanged()
+                check_unchanged(self.plan, self.subject, self.examples)
                 journal.write(self.index, result)
             self._take_in(result)
             progress.finish(100 * self.standing.float().mean().item())
-
-    def _check_unchanged(self) -> None:
-        if subject_sha256(self.subject, self.examples) != self.plan.state_sha256:
-            raise InvalidInput(
-                wanted="a model that stays as it is while it is attacked",
-                got="changed weights, buffers or answers; this step's result was not written down",
-                next_step="make forward() stateless and run again",
-            )
 
     def _take_in(self, result: StepResult) -> None:
         """Rows that no step has broken still stand; batches in which one step left nothing right are closed."""

@@ -11,10 +11,8 @@ from torch import nn
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import BatchCoupled, InvalidInput
-from hpm_robustbench.evaluation.runner import run, state_sha256, subject_sha256
-from hpm_robustbench.hpm.backbone import Split
-from hpm_robustbench.hpm.classifier import HPMClassifier
-from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.evaluation.identity import subject_sha256
+from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
@@ -180,17 +178,6 @@ def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_
             record_of(plan, subject, examples, tmp_path)
 
 
-def test_equal_weights_that_compute_differently_have_different_keys(examples: ExampleSet) -> None:
-    relu, silu = (
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), act, nn.Linear(8, 10)) for act in (nn.ReLU(), nn.SiLU())
-    )
-    silu.load_state_dict(relu.state_dict())
-    classifier = HPMClassifier(Split(relu[:3], relu[3]), torch.zeros(10, 8), HPMConfig())
-    keys = {subject_sha256(Subject(classifier, net, "base"), examples) for net in (relu, silu)}
-    assert state_sha256(relu) == state_sha256(silu)
-    assert len(keys) == 2
-
-
 def test_a_torn_plan_is_written_again(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped)
     plan = plan_of(subject, examples, QUICK[:1])
@@ -200,26 +187,3 @@ def test_a_torn_plan_is_written_again(wrapped: Wrapped, examples: ExampleSet, tm
     file.write_bytes(content[:50])
     assert record_of(plan, subject, examples, tmp_path) == whole
     assert file.read_bytes() == content
-
-
-def test_a_base_trial_does_not_depend_on_the_prototypes(wrapped: Wrapped, examples: ExampleSet) -> None:
-    def both() -> tuple[str, str]:
-        base, hpm = subject_of(wrapped, target="base"), subject_of(wrapped)
-        return subject_sha256(base, examples), subject_sha256(hpm, examples)
-
-    before = both()
-    wrapped.classifier.prototypes.add_(1)
-    after = both()
-    assert after[0] == before[0]
-    assert after[1] != before[1]
-
-
-def test_the_state_hash_sees_every_kind_of_state() -> None:
-    layer = nn.BatchNorm1d(2)
-    hashes = [state_sha256(layer)]
-    for change in (lambda: layer.weight.data.add_(1), lambda: layer.running_mean.add_(1)):
-        change()
-        hashes.append(state_sha256(layer))
-    layer.num_batches_tracked = layer.num_batches_tracked.int()
-    hashes.append(state_sha256(layer))
-    assert len(set(hashes)) == 4

@@ -14,7 +14,7 @@ import torch
 from hpm_robustbench.architectures import build
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.data.known import KNOWN
-from hpm_robustbench.evaluation.runner import state_sha256
+from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.threat import Dataset
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs

@@ -1,0 +1,78 @@
+"""Hashes by which a run is known: of a model's state, of what stands trial, of the code that tries it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.ledger.plan import BasePlan
+
+_PROBES = 16
+_LAB = ("hpm", "attacks", "evaluation")
+
+
+def state_sha256(*modules: nn.Module) -> str:
+    """Hash of every parameter and buffer (name, type, shape, bytes) of the modules, in hex."""
+    hasher = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+            value = tensor.detach().cpu().contiguous()
+            hasher.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+            hasher.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def subject_sha256(subject: Subject, examples: ExampleSet) -> str:
+    """Hash of what stands trial: its state (a base model's own, or the classifier's and the base's) and its behaviour.
+
+    Two networks with equal weights may still compute differently, so logits of the first examples are hashed too.
+    """
+    modules = (subject.base,) if subject.target == "base" else (subject.classifier, subject.base)
+    logits = subject.target_logits(examples.images[:_PROBES].to(subject.device)).cpu()
+    return hashlib.sha256(state_sha256(*modules).encode() + logits.numpy().tobytes()).hexdigest()
+
+
+def check_unchanged(plan: BasePlan, subject: Subject, examples: ExampleSet) -> None:
+    """See that what stands trial is still what the plan names.
+
+    Raises:
+        InvalidInput: the model changed its weights, its buffers or its answers.
+    """
+    if subject_sha256(subject, examples) != plan.state_sha256:
+        raise InvalidInput(
+            wanted="a model that stays as it is while it is evaluated",
+            got="changed weights, buffers or answers; this step's result was not written down",
+            next_step="make forward() stateless and run again",
+        )
+
+
+@lru_cache(maxsize=1)
+def lab_sha256() -> str:
+    """Hash of the code of everything that decides a verdict: defence, attacks and trial."""
+    package = Path(__file__).parent.parent
+    hasher = hashlib.sha256()
+    for path in sorted(path for room in _LAB for path in (package / room).glob("*.py")):
+        hasher.update(f"{path.relative_to(package).as_posix()}\0{code_of(path.read_text(encoding='utf-8'))}\0".encode())
+    return hasher.hexdigest()[:16]
+
+
+def code_of(source: str) -> str:
+    """What a Python source does, without its comments, layout and docstrings: to edit those loses no finished run."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [statement for statement in body if not _is_text(statement)]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

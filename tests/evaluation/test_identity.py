@@ -1,0 +1,95 @@
+"""What a run is known by: the same thing has the same hash, another one another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.evaluation.identity import code_of, lab_sha256, state_sha256, subject_sha256
+from hpm_robustbench.hpm.backbone import Split
+from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.load import Wrapped
+
+
+def test_equal_weights_that_compute_differently_have_different_keys(digits: tuple[ExampleSet, ExampleSet]) -> None:
+    relu, silu = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), act, nn.Linear(8, 10)) for act in (nn.ReLU(), nn.SiLU())
+    )
+    silu.load_state_dict(relu.state_dict())
+    classifier = HPMClassifier(Split(relu[:3], relu[3]), torch.zeros(10, 8), HPMConfig())
+    keys = {subject_sha256(Subject(classifier, net, "base"), digits[0].head(16)) for net in (relu, silu)}
+    assert state_sha256(relu) == state_sha256(silu)
+    assert len(keys) == 2
+
+
+def test_a_base_trial_does_not_depend_on_the_prototypes(
+    wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet]
+) -> None:
+    examples = digits[0].head(16)
+
+    def both() -> tuple[str, str]:
+        base, hpm = (Subject(wrapped.classifier, wrapped.base, target) for target in ("base", "hpm"))
+        return subject_sha256(base, examples), subject_sha256(hpm, examples)
+
+    before = both()
+    wrapped.classifier.prototypes.add_(1)
+    after = both()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_the_state_hash_sees_every_kind_of_state() -> None:
+    layer = nn.BatchNorm1d(2)
+    hashes = [state_sha256(layer)]
+    for change in (lambda: layer.weight.data.add_(1), lambda: layer.running_mean.add_(1)):
+        change()
+        hashes.append(state_sha256(layer))
+    layer.num_batches_tracked = layer.num_batches_tracked.int()
+    hashes.append(state_sha256(layer))
+    assert len(set(hashes)) == 4
+
+
+SOURCE = """
+class Attack:
+    steps = 100
+
+    def search(self, x):
+        return x + self.steps
+"""
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "# about attacks\n" + SOURCE,
+        '"""About attacks."""\n' + SOURCE,
+        SOURCE.replace("    steps = 100\n", '    steps = 100\n    """How many."""\n'),
+        SOURCE.replace("(self, x):\n", '(self, x):\n        """Search."""\n'),
+        SOURCE.replace("x + self.steps", "(x\n            + self.steps)  # far"),
+    ],
+    ids=["comment", "docstring", "attribute", "method", "layout"],
+)
+def test_words_about_the_code_are_not_the_code(edited: str) -> None:
+    assert edited != SOURCE
+    assert code_of(edited) == code_of(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("100", "101"), ("x +", "x -"), ("search", "find"), ("(self, x)", "(self, x=1)")]
+)
+def test_what_the_code_does_is(old: str, new: str) -> None:
+    assert code_of(SOURCE.replace(old, new)) != code_of(SOURCE)
+
+
+def test_text_that_is_computed_with_is_code() -> None:
+    assert code_of("name = 'ce'") != code_of("name = 'dlr'")
+    assert code_of("def f():\n    return 'a'") != code_of("def f():\n    return 'b'")
+
+
+def test_the_lab_has_one_hash() -> None:
+    assert lab_sha256() == lab_sha256()
+    assert len(lab_sha256()) == 16
