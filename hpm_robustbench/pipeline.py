@@ -44,6 +44,8 @@ from hpm_robustbench.weights import STRICT, Trust, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _REFERENCE_IMAGES = 128
+_SIDES = {"Crop288": 288}
+"""Preprocessings of RobustBench that end in another size than the dataset's own."""
 _FILE = 500
 """Images of one corruption and severity that are written down together, or one batch if that is larger."""
 
@@ -138,6 +140,7 @@ def prepare(
     """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
     device = _device(options.device)
     source = source or _open_clean(spec, options)
+    _check_resolution(spec, source.dataset)
     corrupted = _open_corrupted(spec, source.dataset, options)
     test, training = select(source, options.n_ex)
     test = test if corrupted is None else corrupted.clean_counterpart(test)
@@ -189,6 +192,7 @@ def _full_precision_kernels() -> AbstractContextManager[None]:
 def conclude(case: Case) -> Outcome:
     """Collect the records of a case whose every shard is written down, and write its card."""
     journals = [Journal(case.output / "runs", plan) for plan, _ in case.trials]
+    about_model = {"model": case.spec.head.note} if case.spec.head.note else {}
     records = tuple(record for journal in journals if (record := journal.record()) is not None)
     build = build_card if case.corrupted is None else build_corruption_card
     card = build(
@@ -196,7 +200,7 @@ def conclude(case: Case) -> Outcome:
         records,
         n_classes=case.test.dataset.n_classes,
         weights_sha256=case.weights_sha256,
-        notes={"prototypes": case.prototypes_from},
+        notes={"prototypes": case.prototypes_from, **about_model},
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
 
@@ -224,6 +228,17 @@ def _open_clean(spec: ModelSpec, options: RunOptions) -> DataSource:
             )
         data = None
     return open_dataset(spec.dataset, data=data, data_dir=options.data_dir)
+
+
+def _check_resolution(spec: ModelSpec, dataset: Dataset) -> None:
+    """Refuse images of another size than a model was made for: most networks would run on them, and be wrong."""
+    side = _SIDES.get(spec.preprocessing or "")
+    if side is not None and dataset.image_shape[1:] != (side, side):
+        raise UsageProblem(
+            wanted=f"images of {side} x {side} for {spec.name}, whose preprocessing is {spec.preprocessing}",
+            got=f"{dataset.name} of {dataset.image_shape[1]} x {dataset.image_shape[2]}",
+            next_step="load it with hpm_robustbench.load_model, and give benchmark() images of that size",
+        )
 
 
 def _open_corrupted(spec: ModelSpec, dataset: Dataset, options: RunOptions) -> CorruptedSource | None:

@@ -175,8 +175,9 @@ def spec_facts(spec: ModelSpec) -> dict[str, Any]:
         "weights": str(spec.weights),
         "sha256": ", ".join(spec.weights.sha256) or None,
         "cache": spec.weights.cache or None,
-        "head": spec.head.path,
+        "head": spec.head.path or ", ".join(spec.head.members) or None,
         "preprocessing": spec.preprocessing,
+        **({"note": spec.head.note} if spec.head.note else {}),
         "n_params": spec.n_params,
         **paper,
     }

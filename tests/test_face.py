@@ -10,7 +10,7 @@ from torch import nn
 
 import hpm_robustbench
 from hpm_robustbench.data import open_dataset
-from hpm_robustbench.errors import InvalidInput, UnknownName
+from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.threat import Batching
 
@@ -89,3 +89,26 @@ def test_models_can_be_listed_and_loaded() -> None:
     assert hpm_robustbench.load_model(name)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(UnknownName, match="Carmon2019Unlabeled"):
         hpm_robustbench.load_model("Carmon2019")
+
+
+def test_a_models_peculiarity_is_told() -> None:
+    from hpm_robustbench.report import spec_facts
+    from hpm_robustbench.request import find_spec
+
+    facts = spec_facts(find_spec("Chen2020Adversarial"))
+    assert facts["head"] == "branch1.linear, branch2.linear, branch3.linear"
+    assert "logarithm" in facts["note"]
+
+
+def test_images_of_another_size_than_the_model_was_made_for_are_refused(tmp_path: Path) -> None:
+    from hpm_robustbench.data import DataSource
+    from hpm_robustbench.data.known import KNOWN
+    from hpm_robustbench.pipeline import RunOptions, prepare
+    from hpm_robustbench.request import find_spec
+
+    def unread(n: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("no image is needed to see that they do not fit")
+
+    spec = find_spec("Wong2020Fast", "imagenet")
+    with pytest.raises(UsageProblem, match=r"288 x 288.*Crop288.*imagenet of 224 x 224"):
+        prepare(spec, RunOptions(output=tmp_path), source=DataSource(KNOWN["imagenet"], unread))
