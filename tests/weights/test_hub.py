@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from hpm_robustbench.errors import DownloadFailed
-from hpm_robustbench.request import find_spec
+from hpm_robustbench.request import spec_to_run
 from hpm_robustbench.weights.hub import Hub, at_commits
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
@@ -113,7 +113,7 @@ def test_a_token_is_not_repeated(hub, server):
 
 def test_a_known_model_takes_weights_from_the_hub():
     written = f"hf:owner/name@{COMMIT}:wong.safetensors"
-    spec = find_spec("Wong2020Fast", None, None, "4/255", weights=written)
+    spec = spec_to_run("Wong2020Fast", None, None, "4/255", weights=written)
     assert (str(spec.weights), spec.name) == (written, "Wong2020Fast_eps4-255")
     assert spec.factory == "robustbench:cifar10/Linf/Wong2020Fast"
 

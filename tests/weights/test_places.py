@@ -42,7 +42,7 @@ def test_only_what_would_be_used_is_asked_for(exactly, invited, tmp_path):
 
 def test_robustbenchs_folder_serves_every_model_that_shares_a_file(tmp_path):
     """Of the 17 shared files, some are a model of their own here and a member of a mixture there."""
-    specs = {(spec.dataset, spec.threat.norm.value, spec.name): spec for spec in robustbench_specs()}
+    specs = {(spec.dataset, spec.threat.name, spec.name): spec for spec in robustbench_specs()}
     alone = specs["cifar10", "Linf", "Wang2023Better_WRN-70-16"]
     there = tmp_path / "cifar10/Linf/Bai2023Improving_edm.pt_m1.pt"
     there.parent.mkdir(parents=True)
