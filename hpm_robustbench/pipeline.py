@@ -24,7 +24,7 @@ from hpm_robustbench.data import (
     select,
 )
 from hpm_robustbench.data.known import KNOWN
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256, subject_sha256
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
@@ -110,6 +110,7 @@ class Case:
     trials: Sequence[tuple[BasePlan, Subject]]
     weights_sha256: tuple[str, ...]
     prototypes_from: str
+    about_model: str
     output: Path
 
 
@@ -138,6 +139,11 @@ def prepare(
     spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
 ) -> Case:
     """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
+    with _full_precision_kernels():
+        return _prepare(spec, options, model, source)
+
+
+def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, source: DataSource | None) -> Case:
     device = _device(options.device)
     source = source or _open_clean(spec, options)
     _check_resolution(spec, source.dataset)
@@ -159,14 +165,14 @@ def prepare(
     )
     trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
     if not options.overwrite:
-        _check_card(spec, [plan for plan, _ in trials], options)
-    return Case(spec, test, corrupted, trials, sha256, wrapped.prototypes_from, options.output)
+        _check_card(spec, [plan for plan, _ in trials], sha256, options)
+    return Case(spec, test, corrupted, trials, sha256, wrapped.prototypes_from, wrapped.about, options.output)
 
 
-def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], options: RunOptions) -> None:
+def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], weights_sha256: Sequence[str], options: RunOptions) -> None:
     trials = {plan.trial for plan in plans}
     path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
-    check_replaceable(path, trials, options.defence.to_json())
+    check_replaceable(path, trials, options.defence.to_json(), weights_sha256)
 
 
 def attack(case: Case, share: Share = WHOLE) -> None:
@@ -182,7 +188,10 @@ def attack(case: Case, share: Share = WHOLE) -> None:
 
 
 def _full_precision_kernels() -> AbstractContextManager[None]:
-    """On CUDA: no TF32 in convolutions, which rounds to 10 bits, and no kernel that adds up in a changing order."""
+    """On CUDA: no TF32 in convolutions, which rounds to 10 bits, and no kernel that adds up in a changing order.
+
+    The same while a model is prepared and while it is attacked: a run recognises its model by its answers.
+    """
     kernels: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
@@ -191,9 +200,8 @@ def _full_precision_kernels() -> AbstractContextManager[None]:
 
 def conclude(case: Case) -> Outcome:
     """Collect the records of a case whose every shard is written down, and write its card."""
-    journals = [Journal(case.output / "runs", plan) for plan, _ in case.trials]
-    about_model = {"model": case.spec.head.note} if case.spec.head.note else {}
-    records = tuple(record for journal in journals if (record := journal.record()) is not None)
+    records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
+    about_model = {"model": case.about_model} if case.about_model else {}
     build = build_card if case.corrupted is None else build_corruption_card
     card = build(
         case.spec,
@@ -203,6 +211,17 @@ def conclude(case: Case) -> Outcome:
         notes={"prototypes": case.prototypes_from, **about_model},
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
+
+
+def _record(journal: Journal) -> RunRecord:
+    record = journal.record()
+    if record is None:  # written, and gone or damaged since
+        raise IntegrityError(
+            wanted=f"every step of the run {journal.folder}",
+            got="a file that is missing or not whole any more",
+            next_step="run the same command again; it does what is missing",
+        )
+    return record
 
 
 def _device(name: str) -> torch.device:
@@ -292,7 +311,7 @@ def _plan(
         "examples": examples,
         "state_sha256": subject_sha256(subject, test),
         "defence": options.defence.to_json() if subject.target == "hpm" else {},
-        "software": _software(subject.device),
+        "software": _software(subject.device, reads_images=isinstance(spec.threat, Corruptions)),
         "seed": options.seed,
         "batch_size": batch_size,
     }
@@ -309,12 +328,14 @@ def _plan(
     )
 
 
-def _software(device: torch.device) -> dict[str, str]:
+def _software(device: torch.device, *, reads_images: bool) -> dict[str, str]:
+    """What a result depends on; corrupted images are known by their files, so how these are read is part of it."""
     return {
         "torch": version("torch"),
         "pyautoattack": version("pyautoattack"),
         "device": device.type,
-        "lab": lab_sha256(),
+        "lab": lab_sha256("data") if reads_images else lab_sha256(),
+        **({"pillow": version("pillow")} if reads_images else {}),
     }
 
 
