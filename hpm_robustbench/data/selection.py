@@ -28,18 +28,35 @@ def select(source: DataSource, n_ex: int) -> Selection:
     """The first ``n_ex`` test images, or all if there are fewer, and the training images that are not among them.
 
     A dataset without training images lends the test images that are not evaluated. No more images are read than are
-    used or fit into 4 GiB.
+    used or fit into 4 GiB, or make ten a class.
 
     Raises:
-        InvalidInput: there are no images for prototypes apart from those evaluated, or a split breaks its contract.
+        InvalidInput: there are no images for prototypes apart from those evaluated, or none of a class that is
+            evaluated; or a split breaks its contract.
     """
-    room = max(1, _MOST_BYTES // (4 * math.prod(source.dataset.image_shape)))
+    fitting = _MOST_BYTES // (4 * math.prod(source.dataset.image_shape))
+    room = max(fitting, _FEWEST_PER_CLASS * source.dataset.n_classes)
     training = source.train(at_most=room)
     if training is None:
-        return _from_test_alone(source, n_ex, room)
-    _tell_if_full(training, room)
-    evaluated = source.test(at_most=n_ex)
-    return Selection(evaluated, _apart(training, evaluated))
+        chosen = _from_test_alone(source, n_ex, room)
+    else:
+        evaluated = source.test(at_most=n_ex)
+        chosen = Selection(evaluated, _apart(training, evaluated))
+    _check_classes(chosen)
+    if len(chosen.training) == room:
+        log.info("prototypes come from the first %d %s images, which fill the room", room, chosen.training.split)
+    return chosen
+
+
+def _check_classes(chosen: Selection) -> None:
+    """A class without a prototype of its own would be given the mean of all features, and answered wrongly."""
+    absent = set(chosen.evaluated.labels.tolist()) - set(chosen.training.labels.tolist())
+    if absent:
+        raise InvalidInput(
+            wanted="training images of every class that is evaluated",
+            got=f"none of class {min(absent)} among {len(chosen.training)}, and {len(absent)} such classes in all",
+            next_step="add some, or mix the order if there are more images than fit into 4 GiB: the first are taken",
+        )
 
 
 def _apart(training: ExampleSet, evaluated: ExampleSet) -> ExampleSet:
@@ -64,14 +81,7 @@ def _from_test_alone(source: DataSource, n_ex: int, room: int) -> Selection:
             got=f"no training images, and {len(spare)} test images besides the {len(evaluated)} evaluated",
             next_step="add x_train and y_train to the data, or lower --n-ex",
         )
-    training = test.take(spare)
-    _tell_if_full(training, room)
-    return Selection(evaluated, training)
-
-
-def _tell_if_full(training: ExampleSet, room: int) -> None:
-    if len(training) == room:
-        log.info("prototypes come from the first %d %s images, which fill the room for them", room, training.split)
+    return Selection(evaluated, test.take(spare))
 
 
 def _row_hashes(examples: ExampleSet) -> list[bytes]:

@@ -66,3 +66,18 @@ def test_prototypes_take_no_more_images_than_there_is_room_for(
     assert (len(evaluated), len(training)) == (10, 25)
     assert test.asked == [10 if with_train else 35]
     assert "first 25" in caplog.text
+
+
+def test_there_is_always_room_for_ten_images_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_MOST_BYTES", 3 * ONE_IMAGE)
+    _, training = select(DataSource(DATASET, Reader(200)), 10)
+    assert len(training) == 20
+
+
+def test_a_class_without_training_images_is_refused() -> None:
+    def one_class(n: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = Reader(30, first=100)(n)
+        return images, torch.zeros_like(labels)
+
+    with pytest.raises(InvalidInput, match="none of class 1 among 30"):
+        select(DataSource(DATASET, Reader(50), one_class), 10)
