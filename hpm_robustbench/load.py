@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,24 @@ from hpm_robustbench.shapes import Logits
 from hpm_robustbench.threat import Dataset
 from hpm_robustbench.zoo.spec import HeadRule
 
+log = logging.getLogger(__name__)
+
+_ROUNDING = 1e-4
+"""Share of the largest logit by which batches of other sizes may change a logit."""
+_COUPLED = "The network's answer for an image depends on the others of its batch, so each image is answered alone."
+
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A classifier and the model it was made from, both frozen, and how its prototypes came about."""
+    """A classifier and the model it was made from, both frozen.
+
+    ``prototypes_from`` tells where the prototypes come from, ``about`` what is peculiar about the model.
+    """
 
     classifier: HPMClassifier
     base: nn.Module
     prototypes_from: str
+    about: str
 
 
 def wrap(
@@ -58,7 +69,12 @@ def wrap(
     config = config or HPMConfig()
     model = model.to(device).eval().requires_grad_(False)
     _prefer_channels_last(model, training.images[:8].to(device))
-    parts = _take_apart(model, training.dataset, head or HeadRule(), training.images[:8].to(device))
+    rule = head or HeadRule()
+    parts = _take_apart(model, training.dataset, rule, training.images[:8].to(device))
+    about = rule.note
+    if not rule.one_by_one and _couples_its_batch(nn.Sequential(*parts), training.images[:8].to(device)):
+        parts, about = Split(OneByOne(parts.backbone), parts.fc), f"{about} {_COUPLED}".strip()
+        log.warning("%s: %s", type(model).__name__, _COUPLED)
     zeros = torch.zeros(parts.fc.out_features, parts.fc.in_features)
     classifier = HPMClassifier(parts, zeros, config).to(device).freeze()
     if keep is None:
@@ -69,6 +85,7 @@ def wrap(
         classifier,
         nn.Sequential(parts.backbone, parts.fc).eval(),
         f"{config.init} of {len(training)} {training.split} images of {training.dataset.name}",
+        about,
     )
 
 
@@ -82,6 +99,13 @@ def _take_apart(model: nn.Module, dataset: Dataset, rule: HeadRule, x: Tensor) -
             fix_head(model, dataset.image_shape, rule.path)
         parts = split(model, dataset.image_shape, dataset.n_classes, rule.path)
     return Split(OneByOne(parts.backbone), parts.fc) if rule.one_by_one else parts
+
+
+def _couples_its_batch(model: nn.Module, x: Tensor) -> bool:
+    """Whether the answer for an image depends on the others beyond rounding: AutoAttack would repack such rows."""
+    with torch.no_grad():
+        together, alone = model(x), torch.cat([model(image) for image in torch.split(x, 1)])
+    return bool((together - alone).abs().max() > _ROUNDING * together.abs().max())
 
 
 def _prefer_channels_last(model: nn.Module, x: Tensor) -> None:

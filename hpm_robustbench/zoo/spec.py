@@ -69,8 +69,8 @@ class HeadRule:
         members: for an ensemble or a mixture, the layers whose inputs are the features, side by side.
         output: what a model with ``members`` returns: logits (or log-probabilities), or the mean of its members'
             probabilities.
-        renormalised: the model normalises the weights of ``path`` on every forward pass; they are kept as they are
-            after the first.
+        renormalised: the model normalises the weights of ``path`` on every forward pass; they are kept as one pass
+            leaves them.
         one_by_one: the network's answer for an image depends on the others, so it sees one at a time.
         note: what a reader of a number should know, such as where gradients end.
     """

@@ -134,20 +134,32 @@ def test_an_ensemble_has_no_fc_rows_to_start_from(training: ExampleSet) -> None:
         wrap(MeanProbability(), training, HPMConfig(init="fc-rows"), head=rule)
 
 
-def test_a_network_that_couples_its_batch_sees_one_image_at_a_time(training: ExampleSet) -> None:
-    class Coupled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6))
-            self.head = nn.Linear(6, CLASSES)
+class Coupled(nn.Module):
+    """Centers its features over the batch."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            features = self.net(x)
-            return self.head(features - features.mean(0) * (len(x) > 1))
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.Sequential(nn.Flatten(), nn.Linear(48, 6)), nn.Linear(6, CLASSES)
 
-    x = images(5)
-    coupled = wrap(Coupled(), training).base
-    assert not torch.allclose(coupled(x)[:1], coupled(x[:1]))
-    alone = wrap(Coupled(), training, head=HeadRule(one_by_one=True))
-    torch.testing.assert_close(alone.base(x)[:1], alone.base(x[:1]))
-    torch.testing.assert_close(alone.classifier(x)[:1], alone.classifier(x[:1]))
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.net(x)
+        return self.head(features - features.mean(0) * (len(x) > 1))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["said", "found out"])
+def test_a_network_that_couples_its_batch_sees_one_image_at_a_time(
+    training: ExampleSet, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = Coupled(), images(5)
+    alone = torch.cat([model(image) for image in x.split(1)])
+    assert not torch.allclose(model(x), alone)
+    wrapped = wrap(model, training, head=HeadRule(one_by_one=known))
+    torch.testing.assert_close(wrapped.base(x), alone)
+    torch.testing.assert_close(wrapped.classifier(x)[:1], wrapped.classifier(x[:1]))
+    assert ("answered alone" in wrapped.about) is not known
+    assert ("answered alone" in caplog.text) is not known
+
+
+def test_an_ordinary_network_has_nothing_peculiar(training: ExampleSet) -> None:
+    ordinary = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    assert wrap(ordinary, training).about == ""
