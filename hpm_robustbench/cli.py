@@ -249,9 +249,16 @@ def weights() -> None:
 @_both_spellings("threat_model")
 @click.option("--weights", "source", metavar="hf:...", help="Other weights of that model, as for `hpm-bench run`.")
 @_model_dir
+@_allow_global
 @click.option("--output", type=_path, help="File of checksums that takes the entries; without it they are printed.")
 def pin(
-    model: str, dataset: str | None, threat_model: str | None, source: str | None, model_dir: Path, output: Path | None
+    model: str,
+    dataset: str | None,
+    threat_model: str | None,
+    source: str | None,
+    model_dir: Path,
+    allow_global: tuple[str, ...],
+    output: Path | None,
 ) -> None:
     """Write down what a model's checkpoint is, so that nothing else passes for it from then on.
 
@@ -261,7 +268,8 @@ def pin(
     from hpm_robustbench.weights.pin import pin as pin_checkpoint
     from hpm_robustbench.zoo.checksums import checksums_json
 
-    entries = pin_checkpoint(find_spec(model, dataset, threat_model, source), model_dir, output)
+    spec = find_spec(model, dataset, threat_model, source)
+    entries = pin_checkpoint(spec, model_dir, output, allow_globals=allow_global)
     click.echo(checksums_json(entries), nl=False)
 
 

@@ -81,11 +81,11 @@ def without_cuda_calls() -> Iterator[None]:
     """
     import torch
 
-    original = torch.Tensor.cuda
     if torch.cuda.is_available():
         yield
         return
     with _LOCK:
+        original = torch.Tensor.cuda
         torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
         try:
             yield

@@ -54,12 +54,12 @@ def check_unchanged(plan: BasePlan, subject: Subject, examples: ExampleSet) -> N
         )
 
 
-@lru_cache(maxsize=1)
-def lab_sha256() -> str:
-    """Hash of the code of everything that decides a verdict: defence, attacks and trial."""
+@lru_cache
+def lab_sha256(*more: str) -> str:
+    """Hash of the code of everything that decides a verdict: defence, attacks and trial, and ``more`` rooms."""
     package = Path(__file__).parent.parent
     hasher = hashlib.sha256()
-    for path in sorted(path for room in _LAB for path in (package / room).glob("*.py")):
+    for path in sorted(path for room in (*_LAB, *more) for path in (package / room).glob("*.py")):
         hasher.update(f"{path.relative_to(package).as_posix()}\0{code_of(path.read_text(encoding='utf-8'))}\0".encode())
     return hasher.hexdigest()[:16]
 

@@ -8,7 +8,7 @@ RobustBench's own files are cards too, without that block.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,19 @@ def place(cards_dir: Path, dataset: str, threat_model: str, model: str) -> Path:
     return cards_dir / dataset / threat_model / f"{model}.json"
 
 
-def check_replaceable(path: Path, trials: Collection[tuple[object, ...]], defence: Mapping[str, Any]) -> None:
-    """See that a card at ``path``, if there is one, tells of the same trials of the same defence.
+def check_replaceable(
+    path: Path,
+    trials: Collection[tuple[object, ...]],
+    defence: Mapping[str, Any],
+    weights_sha256: Sequence[str],
+) -> None:
+    """See that a card at ``path``, if there is one, tells of the same trials of the same defence and weights.
 
     Args:
         path: where a new card will be written.
         trials: of the new card: target, batching, batch size, seed, exact eps and fingerprint of each.
         defence: configuration of HPM.
+        weights_sha256: of the files that the base model came from.
 
     Raises:
         UsageProblem: it tells of others; replacing it would lose them.
@@ -82,10 +88,11 @@ def check_replaceable(path: Path, trials: Collection[tuple[object, ...]], defenc
     if bench is None:
         return
     told = {evaluation.trial for evaluation in bench.evaluations}
-    if told != set(trials) or bench.defence != dict(defence):
+    same_weights = list(bench.weights.sha256) == list(weights_sha256)
+    if told != set(trials) or bench.defence != dict(defence) or not same_weights:
         raise UsageProblem(
             wanted=f"to write {path} anew",
-            got="a card there that tells of other images, batches, seeds, budgets or HPM knobs",
+            got="a card there that tells of other weights, images, batches, seeds, budgets or HPM knobs",
             next_step="choose another --output or --name, or say --overwrite",
         )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from hpm_robustbench.architectures import build
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import IntegrityError, InvalidInput
 from hpm_robustbench.state_dict import load_into
 from hpm_robustbench.weights.converted import read_tensors
 from hpm_robustbench.weights.locate import Original, locate
@@ -52,7 +52,9 @@ def assemble(spec: ModelSpec, originals: Sequence[Original], model_dir: Path, tr
     """Put the tensors of located files into a spec's network; see ``load_weights``."""
     states = [read_tensors(original.path, original.checksum, model_dir, trust) for original in originals]
     model = build(spec)
-    for part, state, original in zip(_parts(model, spec.weights), states, originals, strict=True):
+    parts = _parts(model, spec.weights)
+    _check_covered(model, parts, spec)
+    for part, state, original in zip(parts, states, originals, strict=True):
         load_into(part, state, str(original.path))
     return Loaded(model, tuple(original.checksum.sha256 for original in originals))
 
@@ -62,12 +64,8 @@ def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
     unpinned = [o for o in originals if not o.pinned and o.locator.partition(":")[0] not in _OWN]
     if unpinned:
         log.info(
-            "not pinned: %s; to hold it to that from now on: hpm-bench weights pin --model %s --dataset %s "
-            "--threat_model %s --output checksums.json, and then --checksums checksums.json",
+            "not pinned: %s; `hpm-bench weights pin` holds a checkpoint to what it is now",
             "; ".join(f"{original.locator} with sha256 {original.checksum.sha256}" for original in unpinned),
-            spec.name,
-            spec.dataset,
-            spec.threat.name,
         )
 
 
@@ -87,6 +85,18 @@ def _parts(model: nn.Module, reference: WeightsRef) -> Sequence[nn.Module]:
             next_step=f"give {len(parts) or 1} files, or choose another model",
         )
     return parts
+
+
+def _check_covered(model: nn.Module, parts: Sequence[nn.Module], spec: ModelSpec) -> None:
+    """See that nothing learned stays random: constants that the architecture sets may lie outside the parts."""
+    covered = {id(parameter) for part in parts for parameter in part.parameters()}
+    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
+    if outside:
+        raise IntegrityError(
+            wanted=f"weights for all of {type(model).__name__} in {spec.weights}",
+            got=f"none for {', '.join(outside[:3])}{', ...' if len(outside) > 3 else ''}",
+            next_step="give one file with the whole state dict",
+        )
 
 
 def _part(model: nn.Module, part: Part) -> nn.Module:

@@ -42,7 +42,8 @@ container. `index.json` says what each file was made from, and what both hash to
 licences.
 
 ```sh
-hpm-bench run --model {model} --weights hf:OWNER/NAME@COMMIT:{files}
+hpm-bench run --model {model} --dataset {dataset} --threat_model {threat_model} \\
+              --weights hf:OWNER/NAME@COMMIT:{files}
 ```
 
 | file | licence | made by | origin |
@@ -158,11 +159,11 @@ def _facts(spec: ModelSpec, original: Original, path: Path) -> dict[str, Any]:
 
 def _readme(index: Mapping[str, Mapping[str, Any]]) -> str:
     licences = {entry["license"] for entry in index.values()}
-    example = index[min(index)]["model"]
+    example = {key: index[min(index)][key] for key in ("model", "dataset", "threat_model")}
     return _README.format(
         licence=licences.pop().lower() if len(licences) == 1 else "other",
-        model=example,
-        files=",".join(name for name, entry in sorted(index.items()) if entry["model"] == example),
+        **example,
+        files=",".join(name for name, entry in sorted(index.items()) if example.items() <= entry.items()),
         rows="\n".join(_row(name, entry) for name, entry in sorted(index.items())),
     )
 

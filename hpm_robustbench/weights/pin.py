@@ -15,7 +15,11 @@ from hpm_robustbench.zoo.spec import ModelSpec
 
 
 def pin(
-    spec: ModelSpec, model_dir: Path, output: Path | None = None, fetcher: Fetcher | None = None
+    spec: ModelSpec,
+    model_dir: Path,
+    output: Path | None = None,
+    fetcher: Fetcher | None = None,
+    allow_globals: tuple[str, ...] = (),
 ) -> dict[str, Checksum]:
     """Size and sha256 of each file of a checkpoint, by locator; it is fetched if it is not there.
 
@@ -24,6 +28,7 @@ def pin(
         model_dir: where checkpoints lie.
         output: a file of checksums that takes the entries; it is made if there is none.
         fetcher: see ``locate``.
+        allow_globals: see ``Trust``.
 
     Raises:
         UsageProblem: nobody but its owner can have the file.
@@ -36,7 +41,7 @@ def pin(
             next_step="pin a model of RobustBench's, or weights from the Hub",
         )
     known = read_checksums(output) if output is not None and output.exists() else {}
-    trust = Trust(checksums=output if known else None)
+    trust = Trust(output if known else None, allow_globals)
     originals = locate(replace(spec, weights=replace(spec.weights, sha256=())), model_dir, fetcher, trust, exactly=True)
     entries = {original.locator: original.checksum for original in originals}
     if output is not None:

@@ -82,7 +82,7 @@ def _save(response: requests.Response, partial: Partial) -> None:
     if response.status_code == _NOTHING_MORE:
         _check_whole(response, partial, arrived)
         return
-    if not _is_rest(response, arrived):
+    if not _is_rest(response, arrived, partial):
         partial.begin(_mark(response))
         arrived = 0
     body = response.headers.get("Content-Length", "")
@@ -103,12 +103,13 @@ def _check_whole(response: requests.Response, partial: Partial, arrived: int) ->
         raise Unavailable(f"nothing after {arrived} bytes", transient=True)
 
 
-def _is_rest(response: requests.Response, arrived: int) -> bool:
+def _is_rest(response: requests.Response, arrived: int, partial: Partial) -> bool:
     if response.status_code != _PARTIAL_CONTENT:
         return False
     if response.headers.get("Content-Range", "").startswith(f"bytes {arrived}-"):
         return True
-    raise Unavailable(f"another part of the file than the one after {arrived} bytes")
+    partial.discard()
+    raise Unavailable(f"another part of the file than the one after {arrived} bytes", transient=True)
 
 
 def _mark(response: requests.Response) -> str:

@@ -110,9 +110,11 @@ def test_a_card_of_other_images_is_not_replaced_unasked(corrupted_card, tmp_path
     path = write_card(corrupted_card, tmp_path)
     bench = corrupted_card.hpm_bench
     trials = [evaluation.trial for evaluation in bench.evaluations]
-    check_replaceable(path, trials, bench.defence)
+    check_replaceable(path, trials, bench.defence, bench.weights.sha256)
     with pytest.raises(UsageProblem, match="--overwrite"):
-        check_replaceable(path, [(*trials[0][:-1], "other"), *trials[1:]], bench.defence)
+        check_replaceable(path, [(*trials[0][:-1], "other"), *trials[1:]], bench.defence, bench.weights.sha256)
+    with pytest.raises(UsageProblem, match="other weights"):
+        check_replaceable(path, trials, bench.defence, ["0" * 64])
 
 
 def test_the_command_repeats_the_card(corrupted_card):

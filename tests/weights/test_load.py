@@ -150,6 +150,13 @@ def test_the_policys_normalisation_may_not_be_missing(mixed, tmp_path):
         load_weights(spec, tmp_path)
 
 
+def test_files_that_leave_something_learned_random_are_refused(mixed, tmp_path):
+    _, spec = mixed
+    files = spec.weights.locators
+    with pytest.raises(IntegrityError, match=r"none for policy\.weight, policy\.bias"):
+        load_weights(replace(spec, weights=WeightsRef("file", files[:2], parts=PARTS[:2])), tmp_path)
+
+
 def test_every_mixture_says_what_its_files_hold():
     mixtures = [spec for spec in robustbench_specs() if spec.name.startswith("Bai202")]
     assert [len(spec.weights.parts) for spec in mixtures] == [len(spec.weights.locators) for spec in mixtures]

@@ -71,7 +71,8 @@ def test_tensors_origin_and_licence_lie_in_one_folder(small, server, tmp_path, l
     readme = (folder / "README.md").read_text()
     assert readme.startswith("---\nlicense: mit\n")
     assert "A. &lt;b&gt;Person&lt;/b&gt;, *On &#124; pipes*" in readme
-    assert "--model Small --weights hf:OWNER/NAME@COMMIT:digits/Linf/Small.safetensors" in readme
+    assert "--model Small --dataset digits --threat_model Linf \\\n" in readme
+    assert "--weights hf:OWNER/NAME@COMMIT:digits/Linf/Small.safetensors" in readme
 
 
 def test_a_second_model_joins_the_first_and_a_second_time_changes_nothing(small, tmp_path):
