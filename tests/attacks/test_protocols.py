@@ -56,6 +56,8 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
         "apgd-t@base",
         "apgd-t@l2",
         "apgd-t@soft",
+        "fab-t@base",
+        "square@base",
     ]
 
 
@@ -70,7 +72,15 @@ def test_msa_on_joint_batches():
         "apgd-ce@l2",
         "apgd-t@base",
         "apgd-t@l2",
+        "fab-t@base",
+        "square@base",
     ]
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_what_breaks_the_base_is_always_tried_on_hpm(batching):
+    """Else a base that only Square breaks makes HPM look as if it helped."""
+    assert {step.name for step in standard("base")} <= {step.name for step in msa(batching)}
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
