@@ -68,13 +68,15 @@ def wrap(
     """
     config = config or HPMConfig()
     model = model.to(device).eval().requires_grad_(False)
-    _prefer_channels_last(model, training.images[:8].to(device))
-    rule = head or HeadRule()
-    parts = _take_apart(model, training.dataset, rule, training.images[:8].to(device))
-    about = rule.note
-    if not rule.one_by_one and _couples_its_batch(nn.Sequential(*parts), training.images[:8].to(device)):
-        parts, about = Split(OneByOne(parts.backbone), parts.fc), f"{about} {_COUPLED}".strip()
+    some, rule = training.images[:8].to(device), head or HeadRule()
+    _prefer_channels_last(model, some)
+    parts, about = _take_apart(model, training.dataset, rule, some), rule.note
+    found_out = not rule.one_by_one and _couples_its_batch(nn.Sequential(*parts), some)
+    if found_out:
+        about = f"{about} {_COUPLED}".strip()
         log.warning("%s: %s", type(model).__name__, _COUPLED)
+    if found_out or rule.one_by_one:
+        parts = Split(OneByOne(parts.backbone), parts.fc)
     zeros = torch.zeros(parts.fc.out_features, parts.fc.in_features)
     classifier = HPMClassifier(parts, zeros, config).to(device).freeze()
     if keep is None:
@@ -98,7 +100,7 @@ def _take_apart(model: nn.Module, dataset: Dataset, rule: HeadRule, x: Tensor) -
         if rule.renormalised and rule.path:
             fix_head(model, dataset.image_shape, rule.path)
         parts = split(model, dataset.image_shape, dataset.n_classes, rule.path)
-    return Split(OneByOne(parts.backbone), parts.fc) if rule.one_by_one else parts
+    return parts
 
 
 def _couples_its_batch(model: nn.Module, x: Tensor) -> bool:

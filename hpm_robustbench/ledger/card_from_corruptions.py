@@ -14,7 +14,7 @@ from hpm_robustbench.ledger.card_corruptions import (
 from hpm_robustbench.ledger.card_evaluation import Metric, Target
 from hpm_robustbench.ledger.card_from_records import card_of, check_subject, in_order, origin, published_number
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of
-from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
+from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.threat import Batching, Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
 
@@ -68,7 +68,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> CorruptionEvaluation:
         clean=Metric.of(record.clean_correct),
         corruptions_acc=round(mean_accuracy(right, record.n), 2),
         right=right,
-        flags=[*record[CLEAN].flags, *(f"{step.name}: {flag}" for step in record.steps for flag in step.flags)],
+        flags=[f"{step.name}: {flag}" for step in record.steps for flag in step.flags],
     )
 
 
