@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -12,6 +12,12 @@ from hpm_robustbench.shapes import Images, Labels, Logits, Mask
 from hpm_robustbench.threat import ThreatModel
 
 Parameter = int | float | str
+
+Submissions: TypeAlias = tuple[Images, ...]
+"""Complete answers to one question, each of them all rows; the first is the best as a whole.
+
+A coupled classifier is shown each answer on its own, and a row counts as broken if it errs in one of them.
+"""
 
 
 @runtime_checkable
@@ -41,7 +47,7 @@ class Attack:
     different question each time.
     """
 
-    search: Callable[..., Images]
+    search: Callable[..., Submissions]
     requires_row_independence: bool
 
     def __call__(
@@ -54,8 +60,8 @@ class Attack:
         seed: int,
         batch_size: int,
         **parameters: Parameter,
-    ) -> Images:
-        """Candidate images [N C H W].
+    ) -> Submissions:
+        """Candidate images [N C H W], one or several.
 
         ``active`` marks the rows whose label is to be changed. On a row-independent view the other rows come back
         as they are; on a batch-coupled one every row of a batch is the attacker's to move.
@@ -78,13 +84,13 @@ def packed(attack_batch: Callable[..., Images]) -> Attack:
         seed: int,
         batch_size: int,
         **parameters: Parameter,
-    ) -> Images:
+    ) -> Submissions:
         x_adv = x.clone()
         with torch.no_grad():
             for rows in torch.split(active.nonzero().squeeze(1), batch_size):
                 if len(rows):  # splitting nothing yields one empty batch
                     x_adv[rows] = attack_batch(view, x[rows], y[rows], threat, seed, **parameters)
-        return x_adv
+        return (x_adv,)
 
     return Attack(search, requires_row_independence=True)
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
-from hpm_robustbench.attacks.base import Attack, View
+from hpm_robustbench.attacks.base import Attack, Submissions, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
 from hpm_robustbench.attacks.joint import JOINT
 from hpm_robustbench.errors import BatchCoupled, UnknownName
@@ -38,7 +38,7 @@ def find_attack(name: str) -> Attack:
 
 def run_attack(
     step: Step, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel, seed: int, batch_size: int
-) -> Images:
+) -> Submissions:
     """Run a step's attack on its view, leaving no trace but the images it proposes.
 
     ``x``, ``y`` and torch's random state are as before. On a row-independent view, rows that are not active come back
@@ -57,10 +57,10 @@ def run_attack(
             "batches with joint",
         )
     with _random_state_kept():
-        x_adv = attack(view, x.clone(), y.clone(), active.clone(), threat, seed, batch_size, **step.parameters)
+        answers = attack(view, x.clone(), y.clone(), active.clone(), threat, seed, batch_size, **step.parameters)
     if view.row_independent:
-        return torch.where(active[:, None, None, None], x_adv.detach(), x)
-    return x_adv.detach()
+        return tuple(torch.where(active[:, None, None, None], x_adv.detach(), x) for x_adv in answers)
+    return tuple(x_adv.detach() for x_adv in answers)
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

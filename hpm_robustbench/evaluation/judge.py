@@ -17,9 +17,13 @@ from hpm_robustbench.threat import Norm, ThreatModel
 
 
 class Judgement(NamedTuple):
-    """Per row: a Verdict, the target's label, the size of the perturbation; and warnings about the whole."""
+    """Per row: a Verdict, the target's label, the size of the perturbation; and warnings about the whole.
+
+    ``together`` is the verdict in that one submission which leaves the fewest rows of the row's batch right.
+    """
 
     verdict: Tensor
+    together: Tensor
     predicted: Tensor
     distance: Tensor
     flags: tuple[str, ...]
@@ -52,17 +56,17 @@ def legal(x: Images, x_adv: Images, threat: ThreatModel) -> Mask:
 def judge(
     target: Callable[[Images], Logits],
     x: Images,
-    x_adv: Images,
+    submissions: Sequence[Images],
     y: Labels,
     threat: ThreatModel,
     batches: Sequence[slice],
 ) -> Judgement:
-    """Decide every row of ``x_adv``, an attack's answer to the correctly classified images ``x``.
+    """Decide every row of an attack's answers to the images ``x``; one answer in which it errs loses a row.
 
     Args:
         target: the deployed model.
         x: clean images.
-        x_adv: what the attack returned for them.
+        submissions: what the attack returned for them, once or several times; the target sees each on its own.
         y: true labels.
         threat: the budget.
         batches: how rows are put to the target together. A batch with an illegal row is illegal as a whole only in
@@ -71,6 +75,29 @@ def judge(
     Returns:
         BROKEN for a legal row with a wrong label, INVALID for an illegal row, else STANDING.
     """
+    judged = [_judge_one(target, x, x_adv, y, threat, batches) for x_adv in submissions]
+    verdict, _, predicted, distance = (torch.stack(column) for column in list(zip(*judged, strict=True))[:4])
+    worst = torch.where(verdict == Verdict.BROKEN, 0, verdict).argsort(dim=0, stable=True)[:1]
+    together = torch.cat([min((one[batch] for one in verdict), key=count_right) for batch in batches])
+    flags = tuple(dict.fromkeys(flag for one in judged for flag in one.flags))
+    return Judgement(
+        verdict.gather(0, worst)[0], together, predicted.gather(0, worst)[0], distance.gather(0, worst)[0], flags
+    )
+
+
+def count_right(verdict: Tensor) -> int:
+    """How many rows the target has right; an illegal image does not count as an error."""
+    return int(((verdict == Verdict.STANDING) | (verdict == Verdict.INVALID)).sum())
+
+
+def _judge_one(
+    target: Callable[[Images], Logits],
+    x: Images,
+    x_adv: Images,
+    y: Labels,
+    threat: ThreatModel,
+    batches: Sequence[slice],
+) -> Judgement:
     allowed = legal(x, x_adv, threat)
     shown = torch.where(allowed.view(-1, 1, 1, 1), x_adv, x)
     logits = torch.cat([target(shown[batch]) for batch in batches])
@@ -79,7 +106,8 @@ def judge(
     verdict = torch.full_like(y, Verdict.STANDING)
     verdict[wrong] = Verdict.BROKEN
     verdict[~allowed] = Verdict.INVALID
-    return Judgement(verdict, predicted, perturbation_size(x, shown, threat.norm), _flags(x, x_adv, allowed, logits))
+    distance = perturbation_size(x, shown, threat.norm)
+    return Judgement(verdict, verdict, predicted, distance, _flags(x, x_adv, allowed, logits))
 
 
 def _flags(x: Images, x_adv: Images, allowed: Mask, logits: Logits) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,13 @@ from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.identity import check_unchanged
-from hpm_robustbench.evaluation.judge import judge
+from hpm_robustbench.evaluation.judge import count_right, judge
 from hpm_robustbench.evaluation.progress import Progress
-from hpm_robustbench.hpm.views import Subject, make_view
+from hpm_robustbench.hpm.views import Cost, Subject, View, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
-from hpm_robustbench.shapes import Images, Labels
+from hpm_robustbench.shapes import Images, Labels, Mask
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Share:
 
 
 WHOLE = Share(0, 1)
+_FREE = Cost()
 
 
 def run(
@@ -92,12 +94,12 @@ class _Shard:
             progress.finish(100 * self.standing.float().mean().item())
 
     def _take_in(self, result: StepResult) -> None:
-        """Rows that no step has broken still stand; batches in which one step left nothing right are closed."""
+        """Rows that no step has broken still stand; batches in which one submission left nothing right are closed."""
         verdict = torch.tensor(result.verdict, device=self.y.device)
+        together = torch.tensor(result.together or result.verdict, device=self.y.device)
         self.standing &= (verdict != Verdict.CLEAN_WRONG) & (verdict != Verdict.BROKEN) & (verdict != Verdict.SKIPPED)
         for batch in self._batches(len(verdict)):
-            right = (verdict[batch] == Verdict.STANDING) | (verdict[batch] == Verdict.INVALID)
-            self.open[batch] &= right.any()
+            self.open[batch] &= count_right(together[batch]) > 0
 
     def _batches(self, n: int) -> list[slice]:
         return [slice(start, start + self.plan.batch_size) for start in range(0, n, self.plan.batch_size)]
@@ -113,7 +115,7 @@ class _Shard:
         predicted = logits.argmax(dim=1)
         verdict = torch.where(predicted == self.y, Verdict.STANDING, Verdict.CLEAN_WRONG)
         nothing = torch.zeros(len(self.x), dtype=torch.float64)
-        return self._result(CLEAN, verdict, predicted, nothing, cost=(len(self.x), 0))
+        return self._result(CLEAN, verdict, predicted, nothing, cost=Cost(forward=len(self.x)))
 
     def _attack(self, step: Step, progress: Progress) -> StepResult:
         """Attack what stands; a coupled batch is always submitted and judged whole, since every mate counts.
@@ -126,25 +128,39 @@ class _Shard:
             return self._nothing_left(step)
         view = make_view(step.view, self.subject)
         view.on_call = progress.tick
-        wanted = active if view.row_independent else active & self.standing
-        x_adv = run_attack(step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size)
+        wanted = active if view.row_independent else self._wanted()
+        answers = run_attack(step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size)
+        submissions = [x_adv[active] for x_adv in answers]
+        batches = self._batches(int(active.sum()))
         judged = judge(
-            self.subject.target_logits,
-            self.x[active],
-            x_adv[active],
-            self.y[active],
-            self.plan.threat,
-            self._batches(int(active.sum())),
+            self.subject.target_logits, self.x[active], submissions, self.y[active], self.plan.threat, batches
         )
-        verdict = torch.full_like(self.y, Verdict.SKIPPED)
-        predicted, distance = torch.full_like(self.y, -1), torch.full_like(self.y, -1, dtype=torch.float64)
-        verdict[active], predicted[active], distance[active] = judged.verdict, judged.predicted, judged.distance
-        cost = (view.cost.forward, view.cost.backward)
-        return self._result(step.name, verdict, predicted, distance, cost, judged.flags)
+        fooled = None if step.view == self.plan.target else _fooled(view, submissions, self.y[active], batches)
+        return self._result(
+            step.name,
+            verdict=self._scatter(judged.verdict, active, Verdict.SKIPPED),
+            predicted=self._scatter(judged.predicted, active, -1),
+            distance=self._scatter(judged.distance, active, -1),
+            fooled=None if fooled is None else self._scatter(fooled, active, False),
+            together=self._scatter(judged.together, active, Verdict.SKIPPED) if self.coupled else None,
+            cost=view.cost,
+            flags=judged.flags,
+        )
+
+    def _wanted(self) -> Mask:
+        """Rows of open batches that no step has broken; where all are broken, but not yet at once, all of them."""
+        standing = self.open & self.standing
+        return standing if standing.any() else self.open
+
+    def _scatter(self, values: Tensor, active: Mask, elsewhere: int) -> Tensor:
+        """Values of the active rows as values of all rows."""
+        everywhere = torch.full_like(self.y, elsewhere, dtype=values.dtype)
+        everywhere[active] = values
+        return everywhere
 
     def _nothing_left(self, step: Step) -> StepResult:
-        none = torch.full_like(self.y, -1)
-        return self._result(step.name, torch.full_like(self.y, Verdict.SKIPPED), none, none.double(), cost=(0, 0))
+        skipped = torch.full_like(self.y, Verdict.SKIPPED)
+        return self._result(step.name, skipped, skipped, skipped.double())
 
     def _result(
         self,
@@ -152,17 +168,33 @@ class _Shard:
         verdict: Tensor,
         predicted: Tensor,
         distance: Tensor,
-        cost: tuple[int, int],
+        *,
+        fooled: Tensor | None = None,
+        together: Tensor | None = None,
+        cost: Cost = _FREE,
         flags: tuple[str, ...] = (),
     ) -> StepResult:
-        judged = [v != Verdict.SKIPPED for v in verdict.tolist()]
+        judged = (verdict != Verdict.SKIPPED).tolist()
+
+        def where_judged(values: Tensor) -> tuple[Any, ...]:
+            return tuple(value if seen else None for value, seen in zip(values.tolist(), judged, strict=True))
+
         return StepResult(
             name=name,
             rows=self.rows,
             verdict=tuple(verdict.tolist()),
-            predicted=tuple(p if seen else None for p, seen in zip(predicted.tolist(), judged, strict=True)),
-            distance=tuple(d if seen else None for d, seen in zip(distance.tolist(), judged, strict=True)),
-            forward=cost[0],
-            backward=cost[1],
+            predicted=where_judged(predicted),
+            distance=where_judged(distance),
+            fooled=() if fooled is None else where_judged(fooled),
+            together=() if together is None else tuple(together.tolist()),
+            forward=cost.forward,
+            backward=cost.backward,
             flags=flags,
         )
+
+
+def _fooled(view: View, submissions: Sequence[Images], y: Labels, batches: Sequence[slice]) -> Mask:
+    """Rows on which the surrogate itself errs in some submission: whether the target did too is the transfer."""
+    with torch.no_grad():
+        wrong = [torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y for x_adv in submissions]
+    return torch.stack(wrong).any(dim=0)

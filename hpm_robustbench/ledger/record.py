@@ -33,7 +33,10 @@ class StepResult:
     """What one step did to the rows of one shard, or of a whole run, in the order of ``rows``.
 
     ``predicted`` is the true target's label for the judged image; ``distance`` the size of the perturbation in the
-    threat model's norm; both are None where nothing was judged. ``forward`` and ``backward`` count images.
+    threat model's norm; both are None where nothing was judged. ``fooled`` says whether the attacked surrogate itself
+    was wrong on some image that was submitted. ``together`` is, for a coupled target, the verdict in the one
+    submission that leaves the fewest rows of the batch right; empty where it is ``verdict``. ``forward`` and
+    ``backward`` count images.
     """
 
     name: str
@@ -41,6 +44,8 @@ class StepResult:
     verdict: tuple[int, ...]
     predicted: tuple[int | None, ...]
     distance: tuple[float | None, ...]
+    fooled: tuple[bool | None, ...] = ()
+    together: tuple[int, ...] = ()
     forward: int = 0
     backward: int = 0
     flags: tuple[str, ...] = ()
@@ -93,7 +98,7 @@ class RunRecord:
         return any(step.group == AUTOATTACK for step in self.plan.steps)
 
     def batch_worst(self) -> int:
-        """Rows standing when each batch meets only the one step that hurts that batch most.
+        """Rows standing when each batch meets only the one submission that hurts that batch most.
 
         Only a plan whose steps submit whole batches (JOINT) has this number; there it is at least ``standing``.
         """
@@ -107,26 +112,21 @@ class RunRecord:
 
 
 def _right(step: StepResult, batch: Sequence[int]) -> int:
-    return sum(step.verdict[i] in (Verdict.STANDING, Verdict.INVALID) for i in batch)
+    verdict = step.together or step.verdict
+    return sum(verdict[i] in (Verdict.STANDING, Verdict.INVALID) for i in batch)
+
+
+_COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together")
 
 
 def merge_shards(shards: Sequence[StepResult]) -> StepResult:
     """Put the results of one step over all shards together, in dataset order."""
-    columns = zip(
-        *sorted(
-            row
-            for shard in shards
-            for row in zip(shard.rows, shard.verdict, shard.predicted, shard.distance, strict=True)
-        ),
-        strict=True,
-    )
-    rows, verdict, predicted, distance = columns
+    merged: dict[str, tuple[Any, ...]] = {name: sum((getattr(s, name) for s in shards), ()) for name in _COLUMNS}
+    order = sorted(range(len(merged["rows"])), key=merged["rows"].__getitem__)
+    columns = {name: tuple(values[i] for i in order) for name, values in merged.items() if values}
     return StepResult(
         name=shards[0].name,
-        rows=rows,
-        verdict=verdict,
-        predicted=predicted,
-        distance=distance,
+        **columns,
         forward=sum(shard.forward for shard in shards),
         backward=sum(shard.backward for shard in shards),
         flags=tuple(dict.fromkeys(flag for shard in shards for flag in shard.flags)),

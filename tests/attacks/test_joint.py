@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hpm_robustbench.attacks.joint import Cover
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.ledger.plan import Step
@@ -11,9 +14,13 @@ from hpm_robustbench.threat import ThreatModel
 THREAT = ThreatModel.parse("Linf", "0.1")
 
 
-def joint(view, x, y, active=None, batch_size=100, **parameters):
+def answers_of(view, x, y, active=None, batch_size=100, **parameters):
     active = torch.ones_like(y, dtype=torch.bool) if active is None else active
     return run_attack(Step("world", "joint", "msa", parameters), view, x, y, active, THREAT, 0, batch_size)
+
+
+def joint(*arguments, **parameters):
+    return answers_of(*arguments, **parameters)[0]
 
 
 def coupled(worlds, own, shared):
@@ -69,9 +76,8 @@ def test_batches_are_consecutive_and_the_last_may_be_partial(worlds):
         assert torch.equal(whole[rows], joint(world, x[rows], y[rows], batch_size=8, steps=5))
 
 
-def test_keeps_one_submitted_batch_not_a_patchwork(worlds):
-    """Two rows that can be broken only one at a time: no iterate has both wrong, so neither may the answer."""
-
+def rivals(worlds):
+    """Two rows that can be broken only one at a time: no iterate has both wrong. With everything it was shown."""
     submitted = []
 
     class Rivals(worlds.World):
@@ -82,10 +88,61 @@ def test_keeps_one_submitted_batch_not_a_patchwork(worlds):
             lead = (x.flatten(1).sum(1) - x.flatten(1).sum(1).flip(0)) * 5 - 0.3
             return torch.stack([-lead, lead], 1)
 
-    world, x, y = Rivals(), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
-    x_adv = joint(world, x, y, steps=40)
-    assert (world.predict(x_adv) != y).sum() == 1
-    assert any(torch.equal(x_adv, batch) for batch in submitted[:-1])
+    return Rivals(), submitted
+
+
+def test_submits_iterates_not_a_patchwork(worlds):
+    (world, submitted), x, y = rivals(worlds), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+    answers = answers_of(world, x, y, steps=40)
+    for x_adv in answers:
+        assert (world.predict(x_adv) != y).sum() == 1
+        assert any(torch.equal(x_adv, batch) for batch in submitted)
+
+
+def test_no_row_that_an_iterate_had_wrong_is_forgotten(worlds):
+    """Each rival is wrong in some iterate, so each must be wrong in some submission; none is submitted for nothing."""
+    (world, submitted), x, y = rivals(worlds), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+    answers = answers_of(world, x, y, steps=40)
+    met = torch.stack([world.predict(batch) != y for batch in list(submitted)])
+    kept = torch.stack([world.predict(x_adv) != y for x_adv in answers])
+    assert torch.equal(kept.any(0), met.any(0))
+    assert len(answers) <= 2
+
+
+def test_mates_give_themselves_up_for_the_row_that_is_left(worlds):
+    """A row that only its mates can break, against their own interest, falls once it is the only active one."""
+
+    class Ward(worlds.World):
+        row_independent = False
+
+        def forward(self, x):
+            level = x.flatten(1).mean(1)
+            lead = torch.stack([0.3 - level[1:].mean(), *(level[1:] - 0.7)])
+            return torch.stack([-lead, lead], 1)
+
+    world, x, y = Ward(), torch.full((3, 1, 2, 2), 0.35), torch.zeros(3, dtype=torch.long)
+    assert (world.predict(joint(world, x, y, steps=20)) == 0).all(), "the mates' own losses pull the other way"
+    active = torch.tensor([True, False, False])
+    assert world.predict(joint(world, x, y, active, steps=20)).tolist() == [1, 0, 0]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12))
+def test_a_cover_loses_no_row_and_holds_nothing_useless(worlds, wrong):
+    """Whatever the iterates were: the same rows, the best first, and each of the rest with a row of its own to show."""
+    iterates = [torch.full((4, 1, 1, 1), float(k)) for k in range(len(wrong))]
+    table = torch.tensor(wrong)
+
+    class Told(worlds.World):
+        def forward(self, x):
+            return torch.nn.functional.one_hot(table[int(x[0])].long(), 2).float()
+
+    cover = Cover(Told(), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool))
+    for x in iterates:
+        cover.observe(x, torch.zeros(4))
+    kept = table[[int(x[0]) for x in cover.submissions]]
+    assert torch.equal(kept.any(0), table.any(0))
+    assert kept[0].sum() == table.sum(1).max()
+    assert all((kept[k] & ~kept[:k].any(0)).any() for k in range(1, len(kept)))
 
 
 def test_ends_when_every_row_is_wrong(worlds):

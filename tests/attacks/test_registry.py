@@ -36,12 +36,12 @@ def test_a_vandal_behind_the_call_harms_nobody(monkeypatch, worlds):
         torch.manual_seed(seed)
         y.zero_()
         active.fill_(True)
-        return x.zero_().requires_grad_()
+        return (x.zero_().requires_grad_(),)
 
     monkeypatch.setitem(registry.ATTACKS, "vandal", Attack(vandal, requires_row_independence=True))
     view = worlds.LinearWorld.random(2, 4, seed=0)
     x, y, active, state = X.clone(), Y.clone(), ACTIVE.clone(), torch.get_rng_state()
-    x_adv = run_attack(Step("world", "vandal", "test"), view, x, y, active, THREAT, 7, 2)
+    x_adv = run_attack(Step("world", "vandal", "test"), view, x, y, active, THREAT, 7, 2)[0]
     assert torch.equal(x, X)
     assert torch.equal(y, Y)
     assert torch.equal(active, ACTIVE)
