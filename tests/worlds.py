@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpm_robustbench.hpm.views import Region
+from hpm_robustbench.hpm.region import Region
 from hpm_robustbench.threat import Norm, ThreatModel
 
 
@@ -57,7 +57,7 @@ class LinearWorld(World):
     def region(self, x: Tensor) -> Region:
         """The same world as an HPM classifier with beta = 0, whose FC head agrees with its prototypes."""
         distances = (x.flatten(1).unsqueeze(1) - self.head.weight / 2).square().sum(2)
-        return Region(self(x), distances, torch.ones_like(distances))
+        return Region(self(x), distances, distances)
 
     def reachable_margin(self, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         """Largest (best other logit - own logit) over the ball and the box: [N]; positive means breakable."""
@@ -116,7 +116,7 @@ class IdentityHPM(World):
     def region(self, x: Tensor) -> Region:
         z = x.flatten(1)
         distances = (z.unsqueeze(1) - self.prototypes).square().sum(2)
-        return Region(z @ self.weight.T + self.bias, distances, (1 - self.beta).square().expand_as(distances))
+        return Region(z @ self.weight.T + self.bias, distances, (1 - self.beta).square() * distances)
 
     def breakable(self, x: Tensor, y: Tensor, threat: ThreatModel, per_side: int = 101) -> Tensor:
         """Share of a fine grid over each legal set that is misclassified: [N]. For images of two pixels."""

@@ -1,14 +1,17 @@
-"""The conjunction attack on an HPM classifier that answers each image alone (SOLO).
+"""The conjunction attack on an HPM classifier whose answer for an image depends on no other image under attack.
 
-Alone, an image is compared with the dataset prototypes, and the class k that FC chose has its distance D_k multiplied
-by a discount g_k <= 1. The answer leaves y exactly where, for some other class c, one of these holds:
+An image is compared with one prototype per class, and the class that FC chose is nearer than it would otherwise be,
+since the image is a member of its own prototype. Let D_c be the distance of class c, and G_c <= D_c what it becomes if
+FC chooses c (G_c = g_c D_c with a discount g_c for a lone image). The answer leaves y exactly where, for some other
+class c, one of these holds:
 
-    FC chooses c          and  g_c D_c < D_y
+    FC chooses c          and  G_c < D_y
     FC does not choose y  and  D_c < D_y
-                               D_c < g_y D_y
+                               D_c < G_y
 
 The gradient of the classifier itself sees only the side of the FC decision that it is on. Here each condition is a
 search of its own, whose loss is the least of the condition's terms: positive exactly where the condition holds.
+Where a fixed reference set makes G_c > D_c, the region is a little smaller; the true target has the last word.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from torch import Tensor
 from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.base import View, packed, seeded
 from hpm_robustbench.attacks.losses import margin, pick, ranked_others, targeted_margin
-from hpm_robustbench.hpm.views import Region
+from hpm_robustbench.hpm.region import Region
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses
 from hpm_robustbench.threat import ThreatModel
 
@@ -33,17 +36,17 @@ Condition = Callable[[Region, Labels, Labels], Float[Tensor, "N T"]]
 
 @runtime_checkable
 class RegionView(View, Protocol):
-    """A view that shows what decides the answer for a lone image."""
+    """A view that shows what decides the answer for an image beside constant mates."""
 
     def region(self, x: Images) -> Region:
-        """FC logits, distances and discounts, differentiable."""
+        """FC logits, and distances of classes that FC chooses or not, differentiable."""
         ...
 
 
 def fc_chooses_target(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N 2"]:
-    """FC chooses c, and c's discounted distance is below y's distance."""
-    discounted = pick(region.discount * region.distances, target)
-    return torch.stack([-margin(region.fc, target), pick(region.distances, y) - discounted], dim=1)
+    """FC chooses c, and c is nearer by that than y."""
+    nearer = pick(region.distances, y) - pick(region.chosen, target)
+    return torch.stack([-margin(region.fc, target), nearer], dim=1)
 
 
 def fc_leaves_label(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N 2"]:
@@ -51,13 +54,12 @@ def fc_leaves_label(region: Region, y: Labels, target: Labels) -> Float[Tensor, 
     return torch.stack([margin(region.fc, y), -targeted_margin(region.distances, y, target)], dim=1)
 
 
-def target_beats_discount(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N 1"]:
-    """Even at y's discount c is nearer, whatever FC chooses."""
-    discounted = pick(region.discount * region.distances, y)
-    return (discounted - pick(region.distances, target)).unsqueeze(1)
+def target_beats_label(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N 1"]:
+    """Even if FC chooses y, c is nearer."""
+    return (pick(region.chosen, y) - pick(region.distances, target)).unsqueeze(1)
 
 
-CONDITIONS: tuple[Condition, ...] = (fc_chooses_target, fc_leaves_label, target_beats_discount)
+CONDITIONS: tuple[Condition, ...] = (fc_chooses_target, fc_leaves_label, target_beats_label)
 
 
 class _Search:
@@ -72,9 +74,8 @@ class _Search:
 
     def targets(self, count: int) -> Int[Tensor, "N R"]:
         """The other classes that need the smallest move, judged on the clean image: first the most promising."""
-        region = _in_units_of(self._clean, self._clean)
-        score = region.fc - (region.discount * region.distances)
-        return ranked_others(score, self._y)[:, :count]
+        region = in_units_of(self._clean, self._clean)
+        return ranked_others(region.fc - region.chosen, self._y)[:, :count]
 
     def attempt(
         self, condition: Condition, target: Labels, threat: ThreatModel, steps: int, generator: torch.Generator
@@ -86,7 +87,7 @@ class _Search:
         clean = Region(*(part[rows] for part in self._clean))
 
         def loss(point: Images) -> Losses:
-            region = _in_units_of(clean, self._view.region(point))
+            region = in_units_of(clean, self._view.region(point))
             return condition(region, self._y[rows], target[rows]).amin(dim=1)
 
         def observe(point: Images, losses: Losses) -> bool:
@@ -108,12 +109,13 @@ class _Search:
         self._found[rows] |= wrong
 
 
-def _in_units_of(clean: Region, region: Region) -> Region:
+def in_units_of(clean: Region, region: Region) -> Region:
     """Logits and distances in units of what separates the row's classes on the clean image.
 
     No condition changes when either is scaled, and neither term of one then drowns the other.
     """
-    return Region(region.fc / _spread(clean.fc), region.distances / _spread(clean.distances), region.discount)
+    unit = _spread(clean.distances)
+    return Region(region.fc / _spread(clean.fc), region.distances / unit, region.chosen / unit)
 
 
 def _spread(values: Logits) -> Float[Tensor, "N 1"]:

@@ -8,27 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.hpm.classifier import HPMClassifier
-from hpm_robustbench.hpm.prototypes import solo_discount
+from hpm_robustbench.hpm.region import Region, region_of
 from hpm_robustbench.shapes import Images, Logits
-
-
-class Region(NamedTuple):
-    """What decides the answer for a lone image: FC logits, distances to dataset prototypes, discount of the FC class.
-
-    All [N, K]: ``discount`` is what class c's distance would be multiplied by if FC chose c. Exact under SOLO for hard
-    assignment, features as they are, and dataset prototypes for absent classes (identity P2).
-    """
-
-    fc: Tensor
-    distances: Tensor
-    discount: Tensor
 
 
 @dataclass
@@ -89,19 +76,14 @@ class View:
         return self._subject.target_logits(x)
 
     def region(self, x: Images) -> Region:
-        """FC logits, static distances and discount, differentiable towards the images."""
+        """What decides the classifier's answer for each image, differentiable towards it; see ``region_of``."""
         if self.on_call is not None:
             self.on_call()
         self.cost.forward += len(x)
-        classifier = self._subject.classifier
-        embedding = classifier.embed(x)
-        everywhere = torch.ones_like(embedding.logits)
-        squared = solo_discount(everywhere, classifier.beta, classifier.config)
-        discount = squared if classifier.config.distance == "squared" else squared.sqrt()
-        distances = classifier.static_distances(embedding.features)
-        if distances.requires_grad:
-            distances.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return Region(embedding.logits, distances, discount)
+        region = region_of(self._subject.classifier, x)
+        if region.distances.requires_grad:
+            region.distances.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return region
 
 
 def _hpm(subject: Subject) -> View:

@@ -137,22 +137,9 @@ def test_an_unknown_view_is_named_with_its_neighbours(subject):
         make_view("softt", subject())
 
 
-@pytest.mark.parametrize("distance", ["squared", "l2", "scaled-l2"])
-@pytest.mark.parametrize("kappa", [0.0, 2.0])
-@pytest.mark.parametrize("include_self", [True, False])
-def test_the_region_decides_as_the_solo_classifier_does(subject, images, distance, kappa, include_self):
-    trial = subject(HPMConfig(distance=distance, kappa=kappa, include_self=include_self))
-    trial.classifier.beta.copy_(torch.tensor([0.2, 0.5, 0.9, 1.0]))
-    x = images(200)
-    region = make_view("hpm", trial).region(x)
-    chosen = torch.nn.functional.one_hot(region.fc.argmax(dim=1), 4).bool()
-    answer = torch.where(chosen, region.discount * region.distances, region.distances)
-    torch.testing.assert_close(-answer / trial.classifier.tau, trial.classifier(x))
-
-
 def test_the_region_is_differentiable(subject, images):
     x = images(N).requires_grad_()
     region = make_view("hpm", subject()).region(x)
-    for part in (region.fc, region.distances):
+    for part in region:
         (gradient,) = torch.autograd.grad(part.sum(), x, retain_graph=True)
         assert gradient.abs().max() > 0
