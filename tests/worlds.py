@@ -59,6 +59,12 @@ class LinearWorld(World):
         distances = (x.flatten(1).unsqueeze(1) - self.head.weight / 2).square().sum(2)
         return Region(self(x), distances, distances)
 
+    def shared_prototypes(self, x: Tensor) -> Tensor:
+        return self.head.weight / 2
+
+    def logits_against(self, x: Tensor, prototypes: list[Tensor]) -> list[Tensor]:
+        return [-(x.flatten(1).unsqueeze(1) - constants).square().sum(2) for constants in prototypes]
+
     def reachable_margin(self, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         """Largest (best other logit - own logit) over the ball and the box: [N]; positive means breakable."""
         logits, flat = self(x).double(), x.flatten(1).double()

@@ -73,9 +73,8 @@ class _Search:
         self._found = torch.zeros_like(y, dtype=torch.bool)
 
     def targets(self, count: int) -> Int[Tensor, "N R"]:
-        """The other classes that need the smallest move, judged on the clean image: first the most promising."""
-        region = in_units_of(self._clean, self._clean)
-        return ranked_others(region.fc - region.chosen, self._y)[:, :count]
+        """The most promising other classes of each row."""
+        return promising_targets(self._clean, self._y)[:, :count]
 
     def attempt(
         self, condition: Condition, target: Labels, threat: ThreatModel, steps: int, generator: torch.Generator
@@ -107,6 +106,12 @@ class _Search:
         self._best_loss[rows[kept]] = losses[kept]
         self.best_x[rows[kept]] = point[kept]
         self._found[rows] |= wrong
+
+
+def promising_targets(clean: Region, y: Labels) -> Int[Tensor, "N R"]:
+    """The other classes, first the one that needs the smallest move, judged on the clean image."""
+    region = in_units_of(clean, clean)
+    return ranked_others(region.fc - region.chosen, y)
 
 
 def in_units_of(clean: Region, region: Region) -> Region:

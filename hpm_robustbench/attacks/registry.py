@@ -9,7 +9,9 @@ import torch
 from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
 from hpm_robustbench.attacks.base import Attack, Submissions, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
+from hpm_robustbench.attacks.gmsa import GMSA
 from hpm_robustbench.attacks.joint import JOINT
+from hpm_robustbench.attacks.joint_conjunction import JOINT_CONJUNCTION
 from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.shapes import Images, Labels, Mask
@@ -22,6 +24,8 @@ ATTACKS: dict[str, Attack] = {
     "square": SQUARE,
     "conjunction": CONJUNCTION,
     "joint": JOINT,
+    "joint-conjunction": JOINT_CONJUNCTION,
+    "gmsa": GMSA,
 }
 
 

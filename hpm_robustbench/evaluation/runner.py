@@ -126,7 +126,7 @@ class _Shard:
         active = self.open if self.coupled else self.standing
         if not active.any():
             return self._nothing_left(step)
-        view = make_view(step.view, self.subject)
+        view = make_view(step.view, self.subject, self.x)
         view.on_call = progress.tick
         wanted = active if view.row_independent else self._wanted()
         answers = run_attack(step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size)

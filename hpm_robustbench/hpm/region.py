@@ -14,7 +14,7 @@ from torch import Tensor
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import distances, hard_assignment, squared_distances
-from hpm_robustbench.shapes import Features, Images, Logits
+from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
 from hpm_robustbench.threat import Batching
 
 _TINY = 1e-12
@@ -52,6 +52,13 @@ def region_of(classifier: HPMClassifier, x: Images) -> Region:
             apart, chosen = _without_itself(z, fc, mates, classifier.config, apart, chosen)
         n_features = z.shape[1]
         return Region(fc, *(distances(squared, n_features, classifier.config) for squared in (apart, chosen)))
+
+
+def shared_prototypes(classifier: HPMClassifier, x: Images) -> ClassPrototypes:
+    """The mixed prototypes that all of ``x`` are compared with, as constants: of this batch under JOINT."""
+    with torch.no_grad():
+        z, fc = classifier.embed(x)
+        return _apart(_mates(classifier, z, fc), classifier.config)
 
 
 def _mates(classifier: HPMClassifier, z: Features, fc: Logits) -> _Mates:

@@ -6,16 +6,18 @@ Views count the images that pass through them, forward and backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from hpm_robustbench.errors import UnknownName
+from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.classifier import HPMClassifier
-from hpm_robustbench.hpm.region import Region, region_of
-from hpm_robustbench.shapes import Images, Logits
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.prototypes import distances, squared_distances
+from hpm_robustbench.hpm.region import Region, region_of, shared_prototypes
+from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
 
 
 @dataclass
@@ -59,13 +61,19 @@ class View:
 
     def __call__(self, x: Images) -> Logits:
         """Logits [N, K] in a fresh tensor, so that an attack that writes into it harms nobody."""
+        self._begin(x)
+        return self._counted(self._logits(x).clone())
+
+    def _begin(self, x: Images) -> None:
         if self.on_call is not None:
             self.on_call()
         self.cost.forward += len(x)
-        logits = self._logits(x).clone()
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return logits
+
+    def _counted(self, values: Tensor) -> Tensor:
+        """The same values; a gradient that passes them is counted once per row."""
+        if values.requires_grad:
+            values.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return values
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.cost.backward += len(gradient)
@@ -77,60 +85,139 @@ class View:
 
     def region(self, x: Images) -> Region:
         """What decides the classifier's answer for each image, differentiable towards it; see ``region_of``."""
-        if self.on_call is not None:
-            self.on_call()
-        self.cost.forward += len(x)
+        self._begin(x)
         region = region_of(self._subject.classifier, x)
-        if region.distances.requires_grad:
-            region.distances.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return region
+        return region._replace(distances=self._counted(region.distances))
+
+    def shared_prototypes(self, x: Images) -> ClassPrototypes:
+        """The classifier's mixed prototypes for the batch ``x``, as constants."""
+        self.cost.forward += len(x)
+        return shared_prototypes(self._subject.classifier, x)
+
+    def logits_against(self, x: Images, prototypes: Sequence[ClassPrototypes]) -> list[Logits]:
+        """The classifier's logits had its mixed prototypes been these, for each of them; one pass for all."""
+        self._begin(x)
+        features = self._counted(self._subject.classifier.embed(x).features)
+        return [_against(self._subject.classifier, features, constants) for constants in prototypes]
 
 
-def _hpm(subject: Subject) -> View:
+def _against(classifier: HPMClassifier, features: Features, prototypes: ClassPrototypes) -> Logits:
+    with torch.autocast(features.device.type, enabled=False):
+        squared = squared_distances(features, prototypes)
+        return -distances(squared, features.shape[1], classifier.config) / classifier.tau
+
+
+def _hpm(subject: Subject, _: Images | None) -> View:
     """The defence itself, with its own straight-through backward pass (S_ste)."""
     return View("hpm", subject, subject.classifier, subject.classifier.batching.row_independent)
 
 
-def _fc(subject: Subject) -> View:
+def _fc(subject: Subject, _: Images | None) -> View:
     """The FC head of the wrapped classifier (S_fc)."""
     return View("fc", subject, lambda x: subject.classifier.embed(x).logits, row_independent=True)
 
 
-def _l2(subject: Subject) -> View:
+def _l2(subject: Subject, _: Images | None) -> View:
     """Distances to the dataset prototypes alone, beta = 0 (S_l2)."""
     classifier = subject.classifier
 
     def logits(x: Images) -> Logits:
-        return -classifier.static_distances(classifier.embed(x).features) / classifier.tau
+        return _against(classifier, classifier.embed(x).features, classifier.prototypes)
 
     return View("l2", subject, logits, row_independent=True)
 
 
-def _soft(subject: Subject) -> View:
+def _soft(temperature: float) -> Callable[[Subject, Images | None], View]:
     """The defence with soft memberships: continuous, with a gradient into every class (S_soft)."""
+
+    def view(subject: Subject, _: Images | None) -> View:
+        classifier = subject.classifier
+        softened = replace(classifier.config, assignment="soft", temperature=temperature)
+        return _variant("soft" if temperature == 1 else f"soft-{temperature}", subject, softened)
+
+    return view
+
+
+def _batch(subject: Subject, _: Images | None) -> View:
+    """Soft batch prototypes alone, beta = 1 (S_bt)."""
+    return _variant("batch", subject, replace(subject.classifier.config, assignment="soft", beta=1.0))
+
+
+def _variant(name: str, subject: Subject, config: HPMConfig) -> View:
     classifier = subject.classifier
-    config = replace(classifier.config, assignment="soft")
 
     def logits(x: Images) -> Logits:
         return -classifier.distances(classifier.embed(x), config) / classifier.tau
 
-    return View("soft", subject, logits, classifier.batching.row_independent)
+    return View(name, subject, logits, classifier.batching.row_independent)
 
 
-def _base(subject: Subject) -> View:
+def _frozen(subject: Subject, clean: Images | None) -> View:
+    """The defence with the prototypes of the clean batch, as constants (S_frz): a plain linear classifier (P1)."""
+    if clean is None:
+        raise InvalidInput(
+            wanted="the clean batch, whose prototypes the view frozen keeps",
+            got="no images",
+            next_step='call make_view("frozen", subject, images)',
+        )
+    prototypes = shared_prototypes(subject.classifier, clean)
+
+    def logits(x: Images) -> Logits:
+        return _against(subject.classifier, subject.classifier.embed(x).features, prototypes)
+
+    return View("frozen", subject, logits, row_independent=True)
+
+
+def _mixed(subject: Subject, _: Images | None) -> View:
+    """Mean of the standardised logits of FC, static and soft HPM, from one pass (S_mix)."""
+    classifier = subject.classifier
+    softened = replace(classifier.config, assignment="soft")
+
+    def logits(x: Images) -> Logits:
+        embedding = classifier.embed(x)
+        static, soft = classifier.static_distances(embedding.features), classifier.distances(embedding, softened)
+        return torch.stack([_standardised(part) for part in (embedding.logits, -static, -soft)]).mean(dim=0)
+
+    return View("mixed", subject, logits, classifier.batching.row_independent)
+
+
+def _standardised(logits: Logits) -> Logits:
+    """Zero mean and unit deviation over the classes; no head then drowns another."""
+    spread = logits.std(dim=1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
+    return (logits - logits.mean(dim=1, keepdim=True)) / spread
+
+
+def _base(subject: Subject, _: Images | None) -> View:
     """The original model, before any fine-tuning (S_base)."""
     return View("base", subject, subject.base, row_independent=True)
 
 
-VIEWS: dict[str, Callable[[Subject], View]] = {"hpm": _hpm, "fc": _fc, "l2": _l2, "soft": _soft, "base": _base}
+VIEWS: dict[str, Callable[[Subject, Images | None], View]] = {
+    "hpm": _hpm,
+    "fc": _fc,
+    "l2": _l2,
+    "soft": _soft(1.0),
+    "soft-0.5": _soft(0.5),
+    "soft-0.1": _soft(0.1),
+    "batch": _batch,
+    "frozen": _frozen,
+    "mixed": _mixed,
+    "base": _base,
+}
 
 
-def make_view(name: str, subject: Subject) -> View:
+def make_view(name: str, subject: Subject, clean: Images | None = None) -> View:
     """The view of that name.
+
+    Args:
+        name: one of ``VIEWS``.
+        subject: what stands trial.
+        clean: the batch before it was attacked; only ``frozen`` needs it.
 
     Raises:
         UnknownName: nobody registered it.
+        InvalidInput: ``frozen`` without a clean batch.
     """
     if name not in VIEWS:
         raise UnknownName("view", name, VIEWS)
-    return VIEWS[name](subject)
+    return VIEWS[name](subject, clean)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpm_robustbench.attacks.joint import Cover
 from hpm_robustbench.attacks.registry import run_attack
+from hpm_robustbench.attacks.whole_batches import Cover
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.threat import ThreatModel

@@ -27,8 +27,9 @@ def test_repacking_attacks_refuse_coupled_views_and_name_those_allowed(name, wor
         run_attack(Step("world", name, "test"), view, X, Y, ACTIVE, THREAT, 0, 2)
 
 
-def test_only_the_joint_attack_meets_coupled_views():
-    assert [name for name, attack in ATTACKS.items() if not attack.requires_row_independence] == ["joint"]
+def test_only_attacks_on_whole_batches_meet_coupled_views():
+    coupled = [name for name, attack in ATTACKS.items() if not attack.requires_row_independence]
+    assert coupled == ["joint", "joint-conjunction", "gmsa"]
 
 
 def test_a_vandal_behind_the_call_harms_nobody(monkeypatch, worlds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpm_robustbench.errors import UnknownName
+from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import VIEWS, Subject, View, make_view
 from hpm_robustbench.threat import Batching
@@ -34,7 +34,7 @@ every_batching = pytest.mark.parametrize("batching", Batching)
 @every_view
 @every_batching
 def test_declared_row_independence_is_the_truth(subject, images, name, batching):
-    view, x = make_view(name, subject(batching=batching)), images(N)
+    view, x = make_view(name, subject(batching=batching), images(N)), images(N)
     whole = view(x)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     assert same(view(x[order]), whole[order])
@@ -46,7 +46,7 @@ def test_declared_row_independence_is_the_truth(subject, images, name, batching)
 @every_view
 @every_batching
 def test_no_gradient_crosses_between_independent_rows(subject, images, name, batching):
-    view, x = make_view(name, subject(batching=batching)), images(N).requires_grad_()
+    view, x = make_view(name, subject(batching=batching), images(N)), images(N).requires_grad_()
     (gradient,) = torch.autograd.grad(view(x)[0, 0], x)
     assert (gradient[1:].abs().max() == 0) == view.row_independent
 
@@ -54,7 +54,7 @@ def test_no_gradient_crosses_between_independent_rows(subject, images, name, bat
 @every_view
 @every_batching
 def test_writing_into_the_answer_harms_nobody(subject, images, name, batching):
-    view, x = make_view(name, subject(batching=batching)), images(N)
+    view, x = make_view(name, subject(batching=batching), images(N)), images(N)
     first = view(x)
     wanted = first.clone()
     first.fill_(-torch.inf)
@@ -73,7 +73,7 @@ def test_a_view_hands_out_copies_even_of_what_its_model_keeps(subject, images):
 @pytest.mark.parametrize("distance", ["squared", "l2", "scaled-l2"])
 def test_the_gradient_towards_the_image_is_finite_and_not_zero(subject, images, name, batching, distance):
     config = HPMConfig(beta=0.9, distance=distance)
-    view, x = make_view(name, subject(config, batching)), images(N).requires_grad_()
+    view, x = make_view(name, subject(config, batching), images(N)), images(N).requires_grad_()
     (gradient,) = torch.autograd.grad(view(x).logsumexp(dim=1).sum(), x)
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
@@ -82,7 +82,7 @@ def test_the_gradient_towards_the_image_is_finite_and_not_zero(subject, images, 
 @every_view
 @every_batching
 def test_images_are_counted_forward_and_backward(subject, images, name, batching):
-    view, x = make_view(name, subject(batching=batching)), images(N).requires_grad_()
+    view, x = make_view(name, subject(batching=batching), images(N)), images(N).requires_grad_()
     with torch.no_grad():
         view(x)
     assert (view.cost.forward, view.cost.backward) == (N, 0)
@@ -100,7 +100,7 @@ def test_images_are_counted_forward_and_backward(subject, images, name, batching
 
 @every_view
 def test_a_caller_may_interrupt_at_every_call(subject, images, name):
-    view, calls = make_view(name, subject()), []
+    view, calls = make_view(name, subject(), images(N)), []
     view.on_call = lambda: calls.append(view.cost.forward)
     view(images(N))
     view.region(images(N))
@@ -112,7 +112,7 @@ def test_a_caller_may_interrupt_at_every_call(subject, images, name):
 @pytest.mark.parametrize("target", ["hpm", "base"])
 def test_target_logits_are_those_of_the_deployed_model(subject, images, name, batching, target):
     trial, x = subject(batching=batching, target=target), images(N).requires_grad_()
-    got = make_view(name, trial).target_logits(x)
+    got = make_view(name, trial, images(N)).target_logits(x)
     deployed = trial.classifier if target == "hpm" else trial.base
     assert torch.equal(got, deployed(x))
     assert not got.requires_grad
@@ -130,6 +130,43 @@ def test_each_view_is_what_its_name_says(subject, images):
     # a lone soft member of weight q_c is mixed in by beta q_c
     left = 1 - 0.5 * fc.softmax(dim=1)
     torch.testing.assert_close(make_view("soft", trial)(x), left.square() * static)
+
+
+@every_batching
+def test_surrogates_of_a_batch_are_what_their_names_say(subject, images, batching):
+    trial, x, moved = subject(batching=batching), images(N), images(N, seed=5)
+    classifier, frozen = trial.classifier, make_view("frozen", trial, x)
+    if batching is Batching.JOINT:
+        torch.testing.assert_close(frozen(x), classifier(x))
+    prototypes = frozen.shared_prototypes(x)
+    wanted = -(classifier.embed(moved).features.unsqueeze(1) - prototypes).square().sum(dim=2) / classifier.tau
+    torch.testing.assert_close(frozen(moved), wanted)
+    against = frozen.logits_against(moved, [prototypes, classifier.prototypes])
+    torch.testing.assert_close(against, [wanted, make_view("l2", trial)(moved)])
+    for temperature in ("0.5", "0.1"):
+        config = HPMConfig(assignment="soft", temperature=float(temperature))
+        wanted = -classifier.distances(classifier.embed(x), config) / classifier.tau
+        torch.testing.assert_close(make_view(f"soft-{temperature}", trial)(x), wanted)
+    config = HPMConfig(assignment="soft", beta=1.0)
+    torch.testing.assert_close(
+        make_view("batch", trial)(x), -classifier.distances(classifier.embed(x), config) / classifier.tau
+    )
+
+
+def test_no_head_drowns_another_in_the_mixed_view(subject, images):
+    trial, x = subject(), images(N)
+    classifier = trial.classifier
+    before = make_view("mixed", trial)(x)
+    parts = [make_view(name, trial)(x) for name in ("fc", "l2", "soft")]
+    wanted = sum((part - part.mean(1, keepdim=True)) / part.std(1, keepdim=True) for part in parts) / 3
+    torch.testing.assert_close(before, wanted)
+    classifier.tau.mul_(100)
+    torch.testing.assert_close(make_view("mixed", trial)(x), before)
+
+
+def test_frozen_needs_the_batch_that_it_freezes(subject):
+    with pytest.raises(InvalidInput, match="clean batch"):
+        make_view("frozen", subject())
 
 
 def test_an_unknown_view_is_named_with_its_neighbours(subject):
