@@ -72,7 +72,7 @@ def run_ours(case: Case) -> Tensor:
     images = case.x.clone()
     standing = predict(case, case.x) == case.y
     for step in standard("base"):
-        x_adv = run_attack(step, view, case.x, case.y, standing, case.threat, 0, case.batch_size)[0]
+        x_adv = next(run_attack(step, view, case.x, case.y, standing, case.threat, 0, case.batch_size))
         broken = standing & (predict(case, x_adv) != case.y)
         images[broken] = x_adv[broken]
         standing &= ~broken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -13,8 +13,8 @@ from hpm_robustbench.threat import ThreatModel
 
 Parameter = int | float | str
 
-Submissions: TypeAlias = tuple[Images, ...]
-"""Complete answers to one question, each of them all rows; the first is the best as a whole.
+Submissions: TypeAlias = Iterable[Images]
+"""Complete answers to one question, each of them all rows, at least one; made while they are asked for.
 
 A coupled classifier is shown each answer on its own, and a row counts as broken if it errs in one of them.
 """

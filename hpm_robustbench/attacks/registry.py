@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -42,8 +43,8 @@ def find_attack(name: str) -> Attack:
 
 def run_attack(
     step: Step, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel, seed: int, batch_size: int
-) -> Submissions:
-    """Run a step's attack on its view, leaving no trace but the images it proposes.
+) -> Iterator[Images]:
+    """Run a step's attack on its view, leaving no trace but the images it proposes, once or several times.
 
     ``x``, ``y`` and torch's random state are as before. On a row-independent view, rows that are not active come back
     bit for bit.
@@ -60,11 +61,24 @@ def run_attack(
             next_step="use the view base, fc or l2, answer images alone (batching solo or reference), or attack whole "
             "batches with joint",
         )
+    may_change = active.clone() if view.row_independent else torch.ones_like(active)
+    images, labels, rows = x.clone(), y.clone(), active.clone()
+
+    def search() -> Submissions:
+        return attack(view, images, labels, rows, threat, seed, batch_size, **step.parameters)
+
+    return _sealed(search, x.clone(), may_change)
+
+
+def _sealed(search: Callable[[], Submissions], x: Images, may_change: Mask) -> Iterator[Images]:
     with _random_state_kept():
-        answers = attack(view, x.clone(), y.clone(), active.clone(), threat, seed, batch_size, **step.parameters)
-    if view.row_independent:
-        return tuple(torch.where(active[:, None, None, None], x_adv.detach(), x) for x_adv in answers)
-    return tuple(x_adv.detach() for x_adv in answers)
+        answers = iter(search())
+    while True:
+        with _random_state_kept():
+            x_adv = next(answers, None)
+        if x_adv is None:
+            return
+        yield torch.where(may_change[:, None, None, None], x_adv.detach(), x)
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
-from torch import Tensor
 
 from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, View
 from hpm_robustbench.shapes import Images, Labels, Losses, Mask
@@ -19,7 +19,8 @@ _MOST_KEPT = 16
 def batchwise(attack_batch: Callable[..., Submissions]) -> Attack:
     """An attack that moves consecutive whole batches, each from the same seed; one without active rows is left alone.
 
-    ``attack_batch(view, x, y, active, threat, seed, **parameters)`` answers for one batch.
+    ``attack_batch(view, x, y, active, threat, seed, **parameters)`` answers for one batch. Answers of several batches
+    are submitted side by side; a batch that has no more repeats its last.
     """
 
     def search(
@@ -31,14 +32,21 @@ def batchwise(attack_batch: Callable[..., Submissions]) -> Attack:
         seed: int,
         batch_size: int,
         **parameters: Parameter,
-    ) -> Submissions:
-        answers: list[Sequence[Tensor]] = []
-        for rows in torch.split(torch.arange(len(x), device=x.device), batch_size):
-            if active[rows].any():
-                answers.append(attack_batch(view, x[rows], y[rows], active[rows], threat, seed, **parameters))
-            else:
-                answers.append((x[rows],))
-        return side_by_side(answers)
+    ) -> Iterator[Images]:
+        batches = torch.split(torch.arange(len(x), device=x.device), batch_size)
+        answers = [
+            iter(attack_batch(view, x[rows], y[rows], active[rows], threat, seed, **parameters))
+            if active[rows].any()
+            else iter(())
+            for rows in batches
+        ]
+        latest = [x[rows] for rows in batches]
+        for k in count():
+            fresh = [next(answer, None) for answer in answers]
+            if k and not any(x_adv is not None for x_adv in fresh):
+                return
+            latest = [old if new is None else new for old, new in zip(latest, fresh, strict=True)]
+            yield torch.cat(latest)
 
     return Attack(search, requires_row_independence=False)
 
@@ -53,26 +61,34 @@ class _Iterate:
 class Cover:
     """Few iterates of one batch that together have every row wrong that any iterate had wrong.
 
-    The first is the one with the most active rows wrong on the true target, ties by summed loss.
+    The first is the one with the most active rows wrong on the true target, ties by summed loss. ``victims`` are the
+    rows for whose sake it is searched, if not all at once.
     """
 
-    def __init__(self, view: View, y: Labels, active: Mask) -> None:
-        self._view, self._y, self._active = view, y, active
+    def __init__(self, view: View, y: Labels, active: Mask, victims: Mask | None = None) -> None:
+        self._view, self._y, self._active, self._victims = view, y, active, victims
         self._kept: list[_Iterate] = []
         self._wrong = torch.zeros_like(active)
 
     @property
-    def submissions(self) -> Submissions:
+    def submissions(self) -> tuple[Images, ...]:
         """What was kept, the best as a whole first."""
         return tuple(iterate.x for iterate in self._kept)
 
+    @property
+    def wrong(self) -> Mask:
+        """Active rows that are wrong in some iterate that is kept."""
+        return self._wrong
+
     def observe(self, x: Images, losses: Losses) -> bool:
-        """Look at one iterate; True when no active row is left to win by one submission."""
+        """Look at one iterate; True when all is won: the victims in any iterates, or else all active rows in this."""
         wrong = self._active & (self._view.target_logits(x).argmax(dim=1) != self._y)
         score = int(wrong.sum()), float(losses.sum())
         if not self._kept or score > self._kept[0].score or bool((wrong & ~self._wrong).any()):
             self._keep(_Iterate(x, wrong, score))
-        return score[0] == int(self._active.sum())
+        if self._victims is None:
+            return score[0] == int(self._active.sum())
+        return bool((self._wrong | ~self._victims).all())
 
     def _keep(self, iterate: _Iterate) -> None:
         """Take it in; of all that are held, the ones stay that add rows to those with a higher score."""
@@ -82,9 +98,3 @@ class Cover:
             if len(self._kept) < _MOST_KEPT and bool((held.wrong & ~self._wrong).any()):
                 self._kept.append(held)
                 self._wrong = self._wrong | held.wrong
-
-
-def side_by_side(answers: Sequence[Sequence[Tensor]]) -> Submissions:
-    """Submissions of consecutive batches as submissions of all rows; a batch with fewer repeats its first."""
-    most = max(len(answer) for answer in answers)
-    return tuple(torch.cat([answer[k if k < len(answer) else 0] for answer in answers]) for k in range(most))

@@ -56,17 +56,17 @@ def legal(x: Images, x_adv: Images, threat: ThreatModel) -> Mask:
 def judge(
     target: Callable[[Images], Logits],
     x: Images,
-    submissions: Sequence[Images],
+    x_adv: Images,
     y: Labels,
     threat: ThreatModel,
     batches: Sequence[slice],
 ) -> Judgement:
-    """Decide every row of an attack's answers to the images ``x``; one answer in which it errs loses a row.
+    """Decide every row of ``x_adv``, an attack's answer to the images ``x``.
 
     Args:
         target: the deployed model.
         x: clean images.
-        submissions: what the attack returned for them, once or several times; the target sees each on its own.
+        x_adv: what the attack returned for them.
         y: true labels.
         threat: the budget.
         batches: how rows are put to the target together. A batch with an illegal row is illegal as a whole only in
@@ -75,29 +75,6 @@ def judge(
     Returns:
         BROKEN for a legal row with a wrong label, INVALID for an illegal row, else STANDING.
     """
-    judged = [_judge_one(target, x, x_adv, y, threat, batches) for x_adv in submissions]
-    verdict, _, predicted, distance = (torch.stack(column) for column in list(zip(*judged, strict=True))[:4])
-    worst = torch.where(verdict == Verdict.BROKEN, 0, verdict).argsort(dim=0, stable=True)[:1]
-    together = torch.cat([min((one[batch] for one in verdict), key=count_right) for batch in batches])
-    flags = tuple(dict.fromkeys(flag for one in judged for flag in one.flags))
-    return Judgement(
-        verdict.gather(0, worst)[0], together, predicted.gather(0, worst)[0], distance.gather(0, worst)[0], flags
-    )
-
-
-def count_right(verdict: Tensor) -> int:
-    """How many rows the target has right; an illegal image does not count as an error."""
-    return int(((verdict == Verdict.STANDING) | (verdict == Verdict.INVALID)).sum())
-
-
-def _judge_one(
-    target: Callable[[Images], Logits],
-    x: Images,
-    x_adv: Images,
-    y: Labels,
-    threat: ThreatModel,
-    batches: Sequence[slice],
-) -> Judgement:
     allowed = legal(x, x_adv, threat)
     shown = torch.where(allowed.view(-1, 1, 1, 1), x_adv, x)
     logits = torch.cat([target(shown[batch]) for batch in batches])
@@ -108,6 +85,28 @@ def _judge_one(
     verdict[~allowed] = Verdict.INVALID
     distance = perturbation_size(x, shown, threat.norm)
     return Judgement(verdict, verdict, predicted, distance, _flags(x, x_adv, allowed, logits))
+
+
+def worst_of(one: Judgement, other: Judgement, batches: Sequence[slice]) -> Judgement:
+    """Two answers to one question taken together: a row is lost if either loses it, a batch is as in the worse one."""
+    worse = _rank(other.verdict) < _rank(one.verdict)
+    return Judgement(
+        verdict=torch.where(worse, other.verdict, one.verdict),
+        together=torch.cat([min(one.together[rows], other.together[rows], key=count_right) for rows in batches]),
+        predicted=torch.where(worse, other.predicted, one.predicted),
+        distance=torch.where(worse, other.distance, one.distance),
+        flags=tuple(dict.fromkeys(one.flags + other.flags)),
+    )
+
+
+def _rank(verdict: Tensor) -> Tensor:
+    """BROKEN before STANDING before INVALID."""
+    return torch.where(verdict == Verdict.BROKEN, 0, verdict)
+
+
+def count_right(verdict: Tensor) -> int:
+    """How many rows the target has right; an illegal image does not count as an error."""
+    return int(((verdict == Verdict.STANDING) | (verdict == Verdict.INVALID)).sum())
 
 
 def _flags(x: Images, x_adv: Images, allowed: Mask, logits: Logits) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.identity import check_unchanged
-from hpm_robustbench.evaluation.judge import count_right, judge
+from hpm_robustbench.evaluation.judge import Judgement, judge, worst_of
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.views import Cost, Subject, View, make_view
 from hpm_robustbench.ledger.journal import Journal
@@ -79,7 +80,6 @@ class _Shard:
         self.x: Images = chosen.images.to(device)
         self.y: Labels = chosen.labels.to(device)
         self.standing = torch.ones_like(self.y, dtype=torch.bool)
-        self.open = torch.ones_like(self.y, dtype=torch.bool)
         self.coupled = plan.target == "hpm" and not plan.batching.row_independent
 
     def run(self, journal: Journal, progress: Progress) -> None:
@@ -94,12 +94,9 @@ class _Shard:
             progress.finish(100 * self.standing.float().mean().item())
 
     def _take_in(self, result: StepResult) -> None:
-        """Rows that no step has broken still stand; batches in which one submission left nothing right are closed."""
+        """Rows that no step has broken still stand."""
         verdict = torch.tensor(result.verdict, device=self.y.device)
-        together = torch.tensor(result.together or result.verdict, device=self.y.device)
-        self.standing &= (verdict != Verdict.CLEAN_WRONG) & (verdict != Verdict.BROKEN) & (verdict != Verdict.SKIPPED)
-        for batch in self._batches(len(verdict)):
-            self.open[batch] &= count_right(together[batch]) > 0
+        self.standing &= (verdict == Verdict.STANDING) | (verdict == Verdict.INVALID)
 
     def _batches(self, n: int) -> list[slice]:
         return [slice(start, start + self.plan.batch_size) for start in range(0, n, self.plan.batch_size)]
@@ -118,39 +115,49 @@ class _Shard:
         return self._result(CLEAN, verdict, predicted, nothing, cost=Cost(forward=len(self.x)))
 
     def _attack(self, step: Step, progress: Progress) -> StepResult:
-        """Attack what stands; a coupled batch is always submitted and judged whole, since every mate counts.
+        """Attack what stands; a batch of a coupled target is submitted and judged whole, since every mate counts.
 
-        On a coupled view all rows may move and the standing ones are to be won; on another every row of an open
-        batch is attacked for itself.
+        On a coupled view all its rows may move and the standing ones are to be won; on another every row is attacked
+        for itself.
         """
-        active = self.open if self.coupled else self.standing
+        active = self._with_mates() if self.coupled else self.standing
         if not active.any():
             return self._nothing_left(step)
         view = make_view(step.view, self.subject, self.x)
         view.on_call = progress.tick
-        wanted = active if view.row_independent else self._wanted()
-        answers = run_attack(step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size)
-        submissions = [x_adv[active] for x_adv in answers]
-        batches = self._batches(int(active.sum()))
-        judged = judge(
-            self.subject.target_logits, self.x[active], submissions, self.y[active], self.plan.threat, batches
-        )
-        fooled = None if step.view == self.plan.target else _fooled(view, submissions, self.y[active], batches)
+        judged, fooled = self._submit(step, view, active)
         return self._result(
             step.name,
             verdict=self._scatter(judged.verdict, active, Verdict.SKIPPED),
             predicted=self._scatter(judged.predicted, active, -1),
             distance=self._scatter(judged.distance, active, -1),
-            fooled=None if fooled is None else self._scatter(fooled, active, False),
+            fooled=None if step.view == self.plan.target else self._scatter(fooled, active, False),
             together=self._scatter(judged.together, active, Verdict.SKIPPED) if self.coupled else None,
             cost=view.cost,
             flags=judged.flags,
         )
 
-    def _wanted(self) -> Mask:
-        """Rows of open batches that no step has broken; where all are broken, but not yet at once, all of them."""
-        standing = self.open & self.standing
-        return standing if standing.any() else self.open
+    def _with_mates(self) -> Mask:
+        """Every row of the batches in which some row stands."""
+        mates = torch.zeros_like(self.standing)
+        for batch in self._batches(len(mates)):
+            mates[batch] = self.standing[batch].any()
+        return mates
+
+    def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor]:
+        """Judge everything that the attack proposes for the active rows; and where it fooled the view itself."""
+        wanted = active if view.row_independent else self.standing
+        x, y, batches = self.x[active], self.y[active], self._batches(int(active.sum()))
+        judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
+        for answer in run_attack(
+            step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size
+        ):
+            x_adv = answer[active]
+            judgements.append(judge(self.subject.target_logits, x, x_adv, y, self.plan.threat, batches))
+            if step.view != self.plan.target:
+                with torch.no_grad():
+                    fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y
+        return reduce(partial(worst_of, batches=batches), judgements), fooled
 
     def _scatter(self, values: Tensor, active: Mask, elsewhere: int) -> Tensor:
         """Values of the active rows as values of all rows."""
@@ -191,10 +198,3 @@ class _Shard:
             backward=cost.backward,
             flags=flags,
         )
-
-
-def _fooled(view: View, submissions: Sequence[Images], y: Labels, batches: Sequence[slice]) -> Mask:
-    """Rows on which the surrogate itself errs in some submission: whether the target did too is the transfer."""
-    with torch.no_grad():
-        wrong = [torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y for x_adv in submissions]
-    return torch.stack(wrong).any(dim=0)

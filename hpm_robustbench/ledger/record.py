@@ -107,13 +107,16 @@ class RunRecord:
         for shard in self.plan.shards():
             for start in range(0, len(shard), self.plan.batch_size):
                 batch = [position[row] for row in shard[start : start + self.plan.batch_size]]
-                total += min(_right(step, batch) for step in self.steps)
+                total += min(right for step in self.steps if (right := _right(step, batch)) is not None)
         return total
 
 
-def _right(step: StepResult, batch: Sequence[int]) -> int:
-    verdict = step.together or step.verdict
-    return sum(verdict[i] in (Verdict.STANDING, Verdict.INVALID) for i in batch)
+def _right(step: StepResult, batch: Sequence[int]) -> int | None:
+    """How many rows of the batch are right in the step's worst submission; None if it submitted none of it."""
+    verdict = [(step.together or step.verdict)[i] for i in batch]
+    if all(one == Verdict.SKIPPED for one in verdict):
+        return None
+    return sum(one in (Verdict.STANDING, Verdict.INVALID) for one in verdict)
 
 
 _COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together")

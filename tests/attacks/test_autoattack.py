@@ -23,7 +23,7 @@ def cascade(net, x, y, threat, seed, batch_size, budget):
     standing, counts = labels == y, []
     for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
         step = Step("net", name, "test", budget.get(name, {}))
-        x_adv = run_attack(step, net, x, y, standing, threat, seed, batch_size)[0]
+        x_adv = next(run_attack(step, net, x, y, standing, threat, seed, batch_size))
         predicted = net.predict(x_adv)
         broken = standing & (predicted != y)
         images[broken], labels[broken] = x_adv[broken], predicted[broken]
@@ -90,7 +90,7 @@ def test_square_l2_pads_images_that_its_tiles_do_not_fit(side, worlds):
     with pytest.raises((RuntimeError, ZeroDivisionError)):
         reference.perturb(x, y)
     step = Step("world", "square", "test", {"n_queries": 50})
-    x_adv = run_attack(step, world, x, y, torch.ones(6, dtype=torch.bool), threat, 0, 6)[0]
+    x_adv = next(run_attack(step, world, x, y, torch.ones(6, dtype=torch.bool), threat, 0, 6))
     assert x_adv.shape == x.shape
     assert ((x_adv - x).flatten(1).norm(dim=1) <= 0.5 + 1e-6).all()
 
@@ -108,5 +108,5 @@ def test_square_survives_ties_on_a_model_that_rejects_empty_batches(threat, worl
     with pytest.raises(RuntimeError):
         view(x[:0])
     step = Step("tied", "square", "test", {"n_queries": 5})
-    x_adv = run_attack(step, view, x, y, torch.ones(3, dtype=torch.bool), threat, 0, 3)[0]
+    x_adv = next(run_attack(step, view, x, y, torch.ones(3, dtype=torch.bool), threat, 0, 3))
     assert x_adv.isfinite().all()

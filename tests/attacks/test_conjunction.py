@@ -84,7 +84,7 @@ def test_finds_what_exhaustive_search_finds(worlds, norm, n_classes, seed):
     x = torch.rand(8, 1, 1, 2, generator=torch.Generator().manual_seed(seed))
     y = world.predict(x)
     share = world.breakable(x, y, threat)
-    x_adv = run_attack(SEARCH, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 8)[0]
+    x_adv = next(run_attack(SEARCH, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 8))
     broken = world.predict(x_adv) != y
     assert broken[share > 0.005].all()
 
@@ -99,8 +99,8 @@ def test_prototypes_that_are_all_equal_leave_the_fc_decision(threat, worlds):
     x = torch.rand(20, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     y, active = world.predict(x), torch.ones(20, dtype=torch.bool)
     assert torch.equal(y, head.predict(x))
-    found = world.predict(run_attack(SEARCH, world, x, y, active, threat, 0, 20)[0]) != y
-    reference = head.predict(run_attack(Step("fc", "apgd-t", "test"), head, x, y, active, threat, 0, 20)[0]) != y
+    found = world.predict(next(run_attack(SEARCH, world, x, y, active, threat, 0, 20))) != y
+    reference = head.predict(next(run_attack(Step("fc", "apgd-t", "test"), head, x, y, active, threat, 0, 20))) != y
     assert reference.any()
     assert found[reference].all()
 
@@ -117,7 +117,7 @@ def test_sees_through_a_real_classifier(digits, digits_net):
     threat = ThreatModel.parse("L2", "0.8")
 
     def standing(step):
-        x_adv = run_attack(step, make_view(step.view, subject), x, y, correct, threat, 0, 100)[0]
+        x_adv = next(run_attack(step, make_view(step.view, subject), x, y, correct, threat, 0, 100))
         return correct & (subject.target_logits(x_adv).argmax(1) == y)
 
     untargeted, targeted = standing(Step("hpm", "apgd-ce", "test")), standing(Step("hpm", "apgd-t", "test"))

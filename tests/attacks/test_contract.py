@@ -36,7 +36,7 @@ every_class_count = pytest.mark.parametrize("n_classes", [2, 3, 10])
 
 def attack(name, world, x, y, threat, active=None, seed=0, batch_size=8):
     active = torch.ones_like(y, dtype=torch.bool) if active is None else active
-    return run_attack(Step("world", name, "test", QUICK[name]), world, x, y, active, threat, seed, batch_size)[0]
+    return next(run_attack(Step("world", name, "test", QUICK[name]), world, x, y, active, threat, seed, batch_size))
 
 
 def images(n, seed=0, shape=(1, 5, 5)):

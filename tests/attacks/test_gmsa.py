@@ -13,7 +13,7 @@ THREAT = ThreatModel.parse("Linf", "0.1")
 
 def gmsa(view, x, y, **parameters):
     active = torch.ones_like(y, dtype=torch.bool)
-    return run_attack(Step("world", "gmsa", "msa", parameters), view, x, y, active, THREAT, 0, 100)[0]
+    return next(run_attack(Step("world", "gmsa", "msa", parameters), view, x, y, active, THREAT, 0, 100))
 
 
 def dodger(worlds):

@@ -16,7 +16,7 @@ THREAT = ThreatModel.parse("Linf", "0.1")
 
 def answers_of(view, x, y, active=None, batch_size=100, **parameters):
     active = torch.ones_like(y, dtype=torch.bool) if active is None else active
-    return run_attack(Step("world", "joint", "msa", parameters), view, x, y, active, THREAT, 0, batch_size)
+    return [*run_attack(Step("world", "joint", "msa", parameters), view, x, y, active, THREAT, 0, batch_size)]
 
 
 def joint(*arguments, **parameters):
@@ -171,3 +171,33 @@ def test_unknown_loss(worlds):
     world, x, y = coupled(worlds, 1.0, 1.0)
     with pytest.raises(UnknownName, match="targeted"):
         joint(world, x, y, loss="targetted")
+
+
+def test_a_few_victims_at_a_time_are_each_won_by_the_whole_batch(worlds):
+    """In a quarrel all lose: what breaks one row protects its neighbour, so only one victim at a time falls surely."""
+
+    class Quarrel(worlds.World):
+        row_independent = False
+
+        def forward(self, x):
+            level = x.flatten(1).mean(1)
+            lead = level - level.roll(1) - 0.15
+            return torch.stack([-lead, lead], 1)
+
+    world, x, y = Quarrel(), torch.full((6, 1, 2, 2), 0.5), torch.zeros(6, dtype=torch.long)
+
+    def won(**parameters):
+        return torch.stack([world.predict(a) != y for a in answers_of(world, x, y, steps=20, **parameters)]).any(0)
+
+    assert won(victims=1).all()
+    assert won(victims=2).all()
+
+
+def test_victims_that_fell_on_the_way_are_not_attacked_again(worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    world.offset = 100.0
+    assert len(answers_of(world, x, y, victims=1)) == 1, "the first iterate has everybody wrong"
+    world.offset = -100.0
+    answers = answers_of(world, x, y, steps=3, victims=7)
+    assert len(answers) == 1, "a failure is shown to the judge once"
+    assert (world.predict(answers[0]) == y).all()

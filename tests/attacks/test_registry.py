@@ -42,7 +42,7 @@ def test_a_vandal_behind_the_call_harms_nobody(monkeypatch, worlds):
     monkeypatch.setitem(registry.ATTACKS, "vandal", Attack(vandal, requires_row_independence=True))
     view = worlds.LinearWorld.random(2, 4, seed=0)
     x, y, active, state = X.clone(), Y.clone(), ACTIVE.clone(), torch.get_rng_state()
-    x_adv = run_attack(Step("world", "vandal", "test"), view, x, y, active, THREAT, 7, 2)[0]
+    x_adv = next(run_attack(Step("world", "vandal", "test"), view, x, y, active, THREAT, 7, 2))
     assert torch.equal(x, X)
     assert torch.equal(y, Y)
     assert torch.equal(active, ACTIVE)
@@ -56,5 +56,5 @@ def test_parameters_of_the_step_reach_the_attack(worlds):
     world = worlds.Wrapped(worlds.LinearWorld.random(4, 4, seed=0))
     y = world.predict(X)
     world.calls = 0
-    run_attack(Step("world", "apgd-ce", "test", {"n_iter": 7}), world, X, y, ACTIVE, THREAT, 0, 3)
+    next(run_attack(Step("world", "apgd-ce", "test", {"n_iter": 7}), world, X, y, ACTIVE, THREAT, 0, 3))
     assert world.calls == 1 + 8  # a look at the clean images, and one gradient more than steps

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpm_robustbench.evaluation.judge import judge, legal, perturbation_size
+from hpm_robustbench.evaluation.judge import Judgement, judge, legal, perturbation_size, worst_of
 from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.threat import Norm, ThreatModel
 
@@ -27,7 +27,7 @@ def whole(n: int) -> list[slice]:
 def test_a_legal_change_of_label_breaks_a_row_and_the_target_decides() -> None:
     x = torch.full((3, 1, 2, 2), 0.49)
     x_adv = torch.stack([x[0] + 0.02, x[1] + 0.005, x[2]])
-    judged = judge(brightness, x, [x_adv], torch.zeros(3, dtype=torch.int64), LINF, whole(3))
+    judged = judge(brightness, x, x_adv, torch.zeros(3, dtype=torch.int64), LINF, whole(3))
     assert judged.verdict.tolist() == [Verdict.BROKEN, Verdict.STANDING, Verdict.STANDING]
     assert judged.predicted.tolist() == [1, 0, 0]
     assert judged.distance.tolist() == pytest.approx([0.02, 0.005, 0.0], abs=1e-6)
@@ -46,14 +46,14 @@ def test_a_legal_change_of_label_breaks_a_row_and_the_target_decides() -> None:
 def test_an_illegal_image_does_not_count_even_if_it_fools_the_target(spoil: object) -> None:
     x = torch.full((2, 1, 2, 2), 0.49)
     x_adv = torch.cat([spoil(x[:1]), x[1:] + 0.02])  # type: ignore[operator]
-    judged = judge(brightness, x, [x_adv], torch.zeros(2, dtype=torch.int64), LINF, whole(2))
+    judged = judge(brightness, x, x_adv, torch.zeros(2, dtype=torch.int64), LINF, whole(2))
     assert judged.verdict.tolist() == [Verdict.INVALID, Verdict.BROKEN]
     assert any("outside the threat model" in flag for flag in judged.flags)
 
 
 def test_an_attack_that_gives_up_silently_is_flagged() -> None:
     x = torch.rand(2, 1, 2, 2)
-    judged = judge(brightness, x, [x.clone()], brightness(x).argmax(1), LINF, whole(2))
+    judged = judge(brightness, x, x.clone(), brightness(x).argmax(1), LINF, whole(2))
     assert judged.flags == ("found nothing in a shard: returned its images unchanged",)
 
 
@@ -62,7 +62,7 @@ def test_a_target_that_answers_nan_has_lost_the_row_and_says_so() -> None:
         return brightness(x).masked_fill(x.flatten(1).mean(dim=1, keepdim=True) > 0.5, float("nan"))
 
     x = torch.full((1, 1, 2, 2), 0.49)
-    judged = judge(fragile, x, [x + 0.02], torch.zeros(1, dtype=torch.int64), LINF, whole(1))
+    judged = judge(fragile, x, x + 0.02, torch.zeros(1, dtype=torch.int64), LINF, whole(1))
     assert judged.verdict.tolist() == [Verdict.BROKEN]
     assert any("NaN" in flag for flag in judged.flags)
 
@@ -75,7 +75,7 @@ def test_batches_reach_the_target_as_they_were_given() -> None:
         return brightness(x)
 
     x = torch.rand(5, 1, 2, 2)
-    judge(counting, x, [x], torch.zeros(5, dtype=torch.int64), LINF, [slice(0, 2), slice(2, 4), slice(4, 5)])
+    judge(counting, x, x, torch.zeros(5, dtype=torch.int64), LINF, [slice(0, 2), slice(2, 4), slice(4, 5)])
     assert seen == [2, 2, 1]
 
 
@@ -107,6 +107,12 @@ def test_sizes_are_exact() -> None:
     assert perturbation_size(x, x_adv, Norm.L2).item() == pytest.approx(0.3125**0.5, abs=1e-15)
 
 
+def judge_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor, batches: list[slice]) -> Judgement:
+    y = torch.zeros(len(x), dtype=torch.int64)
+    one, other = (judge(brightness, x, x_adv, y, LINF, batches) for x_adv in (first, second))
+    return worst_of(one, other, batches)
+
+
 def test_a_row_is_lost_in_any_submission_and_a_batch_in_the_worst_of_them() -> None:
     """Rows 0 and 1 err in one submission each, row 2 in none; the second submission has two of three wrong."""
     x = torch.full((3, 1, 2, 2), 0.49)
@@ -114,11 +120,11 @@ def test_a_row_is_lost_in_any_submission_and_a_batch_in_the_worst_of_them() -> N
     first[1], first[2] = 0.9, 0.49 + 0.02  # out of budget; wrong
     second[0] += 0.03
     second[2] += 0.025
-    judged = judge(brightness, x, [first, second], torch.zeros(3, dtype=torch.int64), LINF, whole(3))
+    judged = judge_both(x, first, second, whole(3))
     assert judged.verdict.tolist() == [Verdict.BROKEN, Verdict.STANDING, Verdict.BROKEN]
     assert judged.together.tolist() == [Verdict.BROKEN, Verdict.STANDING, Verdict.BROKEN]
     assert judged.distance.tolist() == pytest.approx([0.03, 0.0, 0.02], abs=1e-6)
-    swapped = judge(brightness, x, [second, first], torch.zeros(3, dtype=torch.int64), LINF, whole(3))
+    swapped = judge_both(x, second, first, whole(3))
     assert torch.equal(swapped.verdict, judged.verdict)
     assert torch.equal(swapped.together, judged.together)
 
@@ -129,8 +135,8 @@ def test_submissions_are_judged_batch_by_batch() -> None:
     first, second = x.clone(), x.clone()
     first[:2] += 0.02
     second[2:] += 0.02
-    judged = judge(brightness, x, [first, second], torch.zeros(4, dtype=torch.int64), LINF, [slice(0, 2), slice(2, 4)])
+    judged = judge_both(x, first, second, [slice(0, 2), slice(2, 4)])
     assert judged.together.tolist() == [Verdict.BROKEN] * 4
-    at_once = judge(brightness, x, [first, second], torch.zeros(4, dtype=torch.int64), LINF, whole(4))
+    at_once = judge_both(x, first, second, whole(4))
     assert at_once.together.tolist() == [Verdict.BROKEN] * 2 + [Verdict.STANDING] * 2
     assert at_once.verdict.tolist() == [Verdict.BROKEN] * 4
