@@ -189,8 +189,8 @@ def test_a_few_victims_at_a_time_are_each_won_by_the_whole_batch(worlds):
     def won(**parameters):
         return torch.stack([world.predict(a) != y for a in answers_of(world, x, y, steps=20, **parameters)]).any(0)
 
+    assert not won().any()
     assert won(victims=1).all()
-    assert won(victims=2).all()
 
 
 def test_victims_that_fell_on_the_way_are_not_attacked_again(worlds):
