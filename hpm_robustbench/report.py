@@ -52,9 +52,9 @@ def render_card(card: ModelCard) -> str:
 
 
 def _under_attack(bench: HpmBench) -> list[str]:
-    """One line per evaluation, one per step, and the verdicts."""
+    """One line per evaluation, one per step, and the verdicts; cost is a multiple of AutoAttack's on the base model."""
     summary = render_table(
-        ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %"],
+        ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %", "cost"],
         [
             [
                 _target(evaluation),
@@ -63,16 +63,18 @@ def _under_attack(bench: HpmBench) -> list[str]:
                 evaluation.robust.text,
                 f"{evaluation.robust.low:.2f}-{evaluation.robust.high:.2f}",
                 _text(evaluation.batch_worst),
+                _multiple(bench.cost(evaluation)),
             ]
             for evaluation in bench.evaluations
         ],
     )
     steps = render_table(
-        ["target", "step", "broken", "standing %", "forward/image", "backward/image"],
+        ["target", "step", "fooled", "broken", "standing %", "forward/image", "backward/image"],
         [
             [
                 _target(evaluation),
                 step.name,
+                "-" if step.fooled is None else str(step.fooled),
                 str(step.broken),
                 step.robust.text,
                 f"{step.forward:.0f}",
@@ -113,6 +115,10 @@ def _target(evaluation: Evaluation | CorruptionEvaluation) -> str:
         return "base"
     size = f" B={evaluation.batch_size}" if evaluation.batch_per_class else ""
     return f"hpm {evaluation.batching.value}{size}"
+
+
+def _multiple(cost: float | None) -> str:
+    return "-" if cost is None else f"{cost:.2f}x"
 
 
 def _text(metric: Metric | None) -> str:

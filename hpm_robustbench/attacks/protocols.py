@@ -9,9 +9,6 @@ from hpm_robustbench.threat import Batching
 COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """Standard AutoAttack, in its own order."""
 
-_TRANSFERRED = ("apgd-ce", "apgd-t")
-"""Cheapest first, so that the dearer one meets fewer rows."""
-
 
 def standard(target: str) -> tuple[Step, ...]:
     """Standard AutoAttack on the target itself: ``base``, or a row-independent ``hpm``."""
@@ -27,19 +24,26 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     everything else). Unless something was fine-tuned, the FC head on its backbone *is* the original model (the split
     proves it, bit for bit), so the two surrogates are one, listed as ``base``.
     """
-    linear = ("base", "fc", "l2") if fine_tuned else ("base", "l2")
+    linear = ("base", "fc") if fine_tuned else ("base",)
+    transferred = tuple(Step(view, attack, MSA) for attack in COMPONENTS for view in linear)
     if batching.row_independent:
-        # The conjunction's region is that of a lone image; a reference set moves every prototype.
-        alone = (Step("hpm", "conjunction", MSA),) if batching is Batching.SOLO else ()
-        return standard("hpm") + alone + _transfer(*linear, "soft")
-    joint = (
-        Step("hpm", "joint", MSA, {"loss": "ce"}),
-        Step("hpm", "joint", MSA, {"loss": "dlr"}),
-        Step("hpm", "joint", MSA, {"loss": "targeted", "target_rank": 2}),
-        Step("soft", "joint", MSA, {"loss": "ce"}),
-        Step("soft", "joint", MSA, {"loss": "dlr"}),
-    )
-    return joint + _transfer(*linear)
+        weak = (Step("l2", "apgd-ce", MSA), Step("soft", "apgd-ce", MSA))
+        return (*standard("hpm"), Step("hpm", "conjunction", MSA), *transferred, *weak)
+    return _TOGETHER + transferred + _FOR_FEW_VICTIMS
+
+
+_TOGETHER = (
+    Step("hpm", "joint", MSA, {"loss": "ce"}),
+    Step("hpm", "joint", MSA, {"loss": "dlr"}),
+    Step("soft", "joint", MSA, {"loss": "ce"}),
+)
+"""The whole batch moves against all of its rows."""
+_FOR_FEW_VICTIMS = (
+    Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 16}),
+    Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 4}),
+    Step("hpm", "joint", MSA, {"loss": "margin", "steps": 25, "victims": 1, "restart": 1}),
+)
+"""The whole batch moves against the few that still stand, the dearer steps after the cheaper."""
 
 
 def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
@@ -62,9 +66,3 @@ def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool =
             next_step="use the protocol msa, or batching solo or reference",
         )
     return standard(target)
-
-
-def _transfer(*views: str) -> tuple[Step, ...]:
-    gradients = tuple(Step(view, attack, MSA) for attack in _TRANSFERRED for view in views)
-    rest = tuple(Step("base", attack, MSA) for attack in COMPONENTS if attack not in _TRANSFERRED)
-    return gradients + rest

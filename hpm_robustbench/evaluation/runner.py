@@ -117,8 +117,7 @@ class _Shard:
     def _attack(self, step: Step, progress: Progress) -> StepResult:
         """Attack what stands; a batch of a coupled target is submitted and judged whole, since every mate counts.
 
-        On a coupled view all its rows may move and the standing ones are to be won; on another every row is attacked
-        for itself.
+        The standing rows are to be won. On a coupled view their mates may move for them; on another they stay clean.
         """
         active = self._with_mates() if self.coupled else self.standing
         if not active.any():
@@ -146,15 +145,13 @@ class _Shard:
 
     def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor]:
         """Judge everything that the attack proposes for the active rows; and where it fooled the view itself."""
-        wanted = active if view.row_independent else self.standing
         x, y, batches = self.x[active], self.y[active], self._batches(int(active.sum()))
         judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
-        for answer in run_attack(
-            step, view, self.x, self.y, wanted, self.plan.threat, self.plan.seed, self.plan.batch_size
-        ):
+        plan = self.plan
+        for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
             x_adv = answer[active]
-            judgements.append(judge(self.subject.target_logits, x, x_adv, y, self.plan.threat, batches))
-            if step.view != self.plan.target:
+            judgements.append(judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches))
+            if step.view != plan.target:
                 with torch.no_grad():
                     fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y
         return reduce(partial(worst_of, batches=batches), judgements), fooled

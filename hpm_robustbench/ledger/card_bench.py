@@ -107,6 +107,11 @@ class HpmBench(Bench):
         assert solo is not None
         return solo
 
+    def cost(self, evaluation: Evaluation) -> float | None:
+        """An evaluation's passes as a multiple of standard AutoAttack's on the base model, if that was evaluated."""
+        base = self.evaluation("base", Batching.SOLO)
+        return evaluation.passes / base.passes if base and base.passes else None
+
     @property
     def threat_name(self) -> str:
         """RobustBench's name of the threat model."""

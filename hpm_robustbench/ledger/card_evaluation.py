@@ -95,6 +95,9 @@ class Threat(Block):
 class StepSummary(Block):
     """One attack on one view: what it met, what it broke, and what stood after it and every step before it.
 
+    ``fooled`` of the attempted images had the surrogate itself wrong; how many of these are not ``broken`` is how
+    often the attack failed to transfer. It is None where the view is the target, and was not counted before cards
+    told of it.
     ``forward`` and ``backward`` are images sent through the network by this step per image of the evaluation.
     """
 
@@ -104,6 +107,7 @@ class StepSummary(Block):
     group: str
     parameters: dict[str, int | float | str]
     attempted: Count
+    fooled: Count | None = None
     broken: Count
     invalid: Count
     robust: Metric
@@ -113,7 +117,8 @@ class StepSummary(Block):
 
     @model_validator(mode="after")
     def _within_the_attempted(self) -> StepSummary:
-        if self.broken + self.invalid > self.attempted or self.attempted > self.robust.n:
+        most = max(self.broken + self.invalid, self.fooled or 0)
+        if most > self.attempted or self.attempted > self.robust.n:
             raise ValueError(f"{self.broken} broken and {self.invalid} invalid of {self.attempted} attempted images")
         return self
 
@@ -153,6 +158,11 @@ class Evaluation(Block):
     def trial(self) -> tuple[object, ...]:
         """What tells this evaluation from others of the same model."""
         return self.target, self.batching, self.batch_size, self.seed, self.threat.eps_exact, self.fingerprint
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes of all steps, per image."""
+        return sum(step.forward + step.backward for step in self.steps)
 
     @property
     def all_flags(self) -> list[str]:

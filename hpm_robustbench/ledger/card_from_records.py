@@ -13,7 +13,7 @@ from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import DOUBT, Evaluation, Metric, StepSummary, Target, Threat
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.plan import AUTOATTACK, Step
-from hpm_robustbench.ledger.record import CLEAN, RunRecord
+from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.threat import Threat as AnyThreat
@@ -207,6 +207,7 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         group=step.group,
         parameters=dict(step.parameters),
         attempted=met[RowVerdict.STANDING] + broken + invalid,
+        fooled=_fooled(result, record.clean_correct),
         broken=broken,
         invalid=invalid,
         robust=Metric.of(record.standing(upto=step.name)),
@@ -214,6 +215,13 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         backward=round(result.backward / record.n, 2),
         flags=[*result.flags, *_doubts(step, broken, invalid, record.n)],
     )
+
+
+def _fooled(result: StepResult, clean_correct: Sequence[bool]) -> int | None:
+    """How often the surrogate was wrong; None where nobody asked it."""
+    if not result.fooled:
+        return None
+    return sum(bool(fooled) and right for fooled, right in zip(result.fooled, clean_correct, strict=True))
 
 
 def _unconverged(record: RunRecord) -> list[str]:

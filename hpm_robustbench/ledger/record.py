@@ -44,11 +44,11 @@ class StepResult:
     verdict: tuple[int, ...]
     predicted: tuple[int | None, ...]
     distance: tuple[float | None, ...]
-    fooled: tuple[bool | None, ...] = ()
-    together: tuple[int, ...] = ()
     forward: int = 0
     backward: int = 0
     flags: tuple[str, ...] = ()
+    fooled: tuple[bool | None, ...] = ()
+    together: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepResult:

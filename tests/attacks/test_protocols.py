@@ -26,13 +26,12 @@ def test_standard_is_autoattack_in_its_own_order(target):
 def test_every_step_of_msa_names_what_exists(batching):
     steps = msa(batching)
     assert len({step.name for step in steps}) == len(steps)
-    assert {step.view for step in steps} == set(VIEWS) - {"fc"}
-    assert {step.view for step in msa(batching, fine_tuned=True)} == set(VIEWS)
+    assert {step.view for step in msa(batching, fine_tuned=True)} <= set(VIEWS)
     for step in steps:
         find_attack(step.attack)
         if step.parameters:
             assert step.attack == "joint"
-            assert set(step.parameters) <= set(inspect.signature(joint.JOINT.search).parameters)
+            assert set(step.parameters) <= set(inspect.signature(joint._joint).parameters)
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
@@ -46,18 +45,15 @@ def test_no_repacking_attack_meets_a_coupled_view(batching):
 def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
     steps = msa(batching)
     assert steps[:4] == standard("hpm")
-    alone = ["conjunction@hpm"] if batching is Batching.SOLO else []  # its region is that of a lone image
     assert {step.group for step in steps[4:]} == {MSA}
     assert [step.name for step in steps[4:]] == [
-        *alone,
+        "conjunction@hpm",
         "apgd-ce@base",
-        "apgd-ce@l2",
-        "apgd-ce@soft",
         "apgd-t@base",
-        "apgd-t@l2",
-        "apgd-t@soft",
         "fab-t@base",
         "square@base",
+        "apgd-ce@l2",
+        "apgd-ce@soft",
     ]
 
 
@@ -65,15 +61,14 @@ def test_msa_on_joint_batches():
     assert [step.name for step in msa(Batching.JOINT)] == [
         "joint@hpm.loss-ce",
         "joint@hpm.loss-dlr",
-        "joint@hpm.loss-targeted.target_rank-2",
         "joint@soft.loss-ce",
-        "joint@soft.loss-dlr",
         "apgd-ce@base",
-        "apgd-ce@l2",
         "apgd-t@base",
-        "apgd-t@l2",
         "fab-t@base",
         "square@base",
+        "joint@hpm.loss-ce.steps-40.victims-16",
+        "joint@hpm.loss-ce.steps-40.victims-4",
+        "joint@hpm.loss-margin.restart-1.steps-25.victims-1",
     ]
 
 
@@ -86,7 +81,7 @@ def test_what_breaks_the_base_is_always_tried_on_hpm(batching):
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_a_fine_tuned_classifier_also_meets_attacks_on_its_fc_head(batching):
     added = {step.name for step in msa(batching, fine_tuned=True)} - {step.name for step in msa(batching)}
-    assert added == {"apgd-ce@fc", "apgd-t@fc"}
+    assert added == {step.name for step in standard("fc")}
 
 
 def test_find_protocol():
