@@ -149,6 +149,36 @@ def test_a_coupled_target_is_attacked_in_whole_batches(wrapped: Wrapped, example
     assert sorted(row for shard in plan.shards() for row in shard) == list(range(40))
 
 
+def test_what_the_surrogate_thinks_is_kept_beside_what_the_target_thinks(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    """The target's own steps have no surrogate; the others tell for each judged row whether they fooled theirs."""
+    subject = subject_of(wrapped)
+    record = record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
+    assert record["apgd-ce@hpm.n_iter-5"].fooled == ()
+    step = record["apgd-ce@l2.n_iter-5"]
+    assert [fooled is None for fooled in step.fooled] == [verdict == Verdict.SKIPPED for verdict in step.verdict]
+    assert any(step.fooled)
+    coupled = subject_of(wrapped, Batching.JOINT)
+    record = record_of(plan_of(coupled, examples, QUICK_JOINT), coupled, examples, tmp_path)
+    assert (
+        len(record["joint@soft.loss-dlr.steps-5"].fooled) == len(record["joint@soft.loss-dlr.steps-5"].together) == 40
+    )
+
+
+def test_a_batch_is_worth_its_worst_submission_and_a_row_the_worst_of_all(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    """With one victim at a time, more rows fall in some submission than in any single one."""
+    subject = subject_of(wrapped, Batching.JOINT)
+    step = Step("hpm", "joint", MSA, {"loss": "margin", "steps": 5, "victims": 1})
+    result = record_of(plan_of(subject, examples, (step,)), subject, examples, tmp_path)[step.name]
+    lost, lost_together = (verdict.count(Verdict.BROKEN) for verdict in (result.verdict, result.together))
+    assert 0 < lost_together < lost
+    for row, together in zip(result.verdict, result.together, strict=True):
+        assert row == Verdict.BROKEN or together != Verdict.BROKEN
+
+
 def test_a_row_repacking_attack_never_meets_a_coupled_view(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
