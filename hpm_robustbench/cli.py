@@ -107,6 +107,7 @@ def cli(quiet: bool) -> None:
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
+@click.option("--quick", is_flag=True, help="A screen of few attacks: upper bounds within minutes, and no card.")
 @click.option("--overwrite", is_flag=True, help="Replace a card that tells of other images, seeds or knobs.")
 @click.option(
     "--workers",
@@ -139,7 +140,8 @@ def run(  # the options of one command
     """
     import torch
 
-    from hpm_robustbench.report import render_card
+    from hpm_robustbench.pipeline import Screen
+    from hpm_robustbench.report import render_card, render_screen, screen_rows
     from hpm_robustbench.request import own_spec, run_options, spec_to_run
     from hpm_robustbench.workers import default_workers, evaluate_together
 
@@ -160,7 +162,9 @@ def run(  # the options of one command
     outcome = evaluate_together(spec, run_options(**options), workers, arguments)
     if outcome is None:
         return
-    if form == "json":
+    if isinstance(outcome, Screen):
+        click.echo(_json(screen_rows(outcome.records)) if form == "json" else render_screen(outcome.records))
+    elif form == "json":
         click.echo(_json(outcome.card.to_json()))
     else:
         click.echo(f"{render_card(outcome.card)}\n\ncard: {outcome.card_path}")

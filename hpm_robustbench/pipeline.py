@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,17 @@ from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.model_card import check_replaceable, place, write_card
-from hpm_robustbench.ledger.plan import CORRUPTIONS, BasePlan, CorruptionPlan, Examples, Plan, corruption_steps, digest
+from hpm_robustbench.ledger.plan import (
+    CORRUPTIONS,
+    MSA,
+    QUICK,
+    BasePlan,
+    CorruptionPlan,
+    Examples,
+    Plan,
+    corruption_steps,
+    digest,
+)
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.shapes import Images
@@ -69,6 +79,7 @@ class RunOptions:
         model_dir: where downloaded checkpoints lie; RobustBench's own folder will do.
         trust: what is believed of checkpoints from elsewhere.
         output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
+        quick: a screen of few attacks; it ends with records, not with a card.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """
 
@@ -85,6 +96,7 @@ class RunOptions:
     model_dir: Path = Path("models")
     trust: Trust = STRICT
     output: Path = Path()
+    quick: bool = False
     overwrite: bool = False
 
 
@@ -94,6 +106,13 @@ class Outcome:
 
     card: ModelCard
     card_path: Path
+    records: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a quick protocol left standing: upper bounds, for looking around, and never on a board."""
+
     records: tuple[RunRecord, ...]
 
 
@@ -130,9 +149,28 @@ def evaluate(
     Raises:
         HpmBenchError: see ``errors``; whatever was finished before is kept.
     """
+    if options.quick:
+        raise UsageProblem(
+            wanted="a full protocol, since a card is asked for",
+            got="quick, which is a screen and never becomes a card",
+            next_step="leave quick out, or use pipeline.screen",
+        )
     case = prepare(spec, options, model=model, source=source)
     attack(case)
-    return conclude(case)
+    outcome = conclude(case)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def screen(
+    spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
+) -> Screen:
+    """Like ``evaluate``, but with the few attacks of the quick protocol, and without a card."""
+    case = prepare(spec, replace(options, quick=True), model=model, source=source)
+    attack(case)
+    outcome = conclude(case)
+    assert isinstance(outcome, Screen)
+    return outcome
 
 
 def prepare(
@@ -145,6 +183,12 @@ def prepare(
 
 def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, source: DataSource | None) -> Case:
     device = _device(options.device)
+    if options.quick and isinstance(spec.threat, Corruptions):
+        raise UsageProblem(
+            wanted="an Lp threat model for a quick screen",
+            got="corruptions, where nobody attacks",
+            next_step="leave --quick out; --n-ex makes it shorter",
+        )
     source = source or _open_clean(spec, options)
     _check_resolution(spec, source.dataset)
     corrupted = _open_corrupted(spec, source.dataset, options)
@@ -164,7 +208,7 @@ def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, sour
         keep=options.output / "prototypes",
     )
     trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
-    if not options.overwrite:
+    if not (options.overwrite or options.quick):
         _check_card(spec, [plan for plan, _ in trials], sha256, options)
     return Case(spec, test, corrupted, trials, sha256, wrapped.prototypes_from, wrapped.about, options.output)
 
@@ -198,9 +242,11 @@ def _full_precision_kernels() -> AbstractContextManager[None]:
     return kernels
 
 
-def conclude(case: Case) -> Outcome:
-    """Collect the records of a case whose every shard is written down, and write its card."""
+def conclude(case: Case) -> Outcome | Screen:
+    """Collect the records of a case whose every shard is written down, and write its card, if they are worth one."""
     records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
+    if any(record.plan.protocol == QUICK for record in records):
+        return Screen(records)
     about_model = {"model": case.about_model} if case.about_model else {}
     build = build_card if case.corrupted is None else build_corruption_card
     card = build(
@@ -316,7 +362,7 @@ def _plan(
         "batch_size": batch_size,
     }
     if isinstance(spec.threat, ThreatModel):
-        protocol = "standard" if subject.target == "base" else "msa"
+        protocol = QUICK if options.quick else "standard" if subject.target == "base" else MSA
         steps = find_protocol(protocol, subject.target, batching)
         return Plan(threat=spec.threat, protocol=protocol, steps=steps, shard_size=batch_size, **shared)
     return CorruptionPlan(

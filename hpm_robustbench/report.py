@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
     from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
     from hpm_robustbench.ledger.card_schema import ModelCard
+    from hpm_robustbench.ledger.record import RunRecord
 
 _PACKAGES = ("torch", "torchvision", "robustbench", "pyautoattack", "timm", "numpy", "scipy", "pandas", "pydantic")
 
@@ -115,6 +116,29 @@ def _target(evaluation: Evaluation | CorruptionEvaluation) -> str:
         return "base"
     size = f" B={evaluation.batch_size}" if evaluation.batch_per_class else ""
     return f"hpm {evaluation.batching.value}{size}"
+
+
+def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """What stood after a screen, one row per trial."""
+    return [
+        {
+            "protocol": record.plan.protocol,
+            "model": record.plan.model,
+            "target": record.plan.target,
+            "batching": record.plan.batching.value,
+            "n": record.n,
+            "clean": round(100 * sum(record.clean_correct) / record.n, 2),
+            "at_most": round(100 * sum(record.standing()) / record.n, 2),
+            "passes_per_image": round(sum(step.forward + step.backward for step in record.steps) / record.n),
+        }
+        for record in records
+    ]
+
+
+def render_screen(records: Sequence[RunRecord]) -> str:
+    """The same as a table that says what it is not."""
+    rows = [{key.replace("_", " "): value for key, value in row.items()} for row in screen_rows(records)]
+    return f"{render_rows(rows, empty='')}\n\nA screen, not a result: few attacks, upper bounds in percent, no card."
 
 
 def _multiple(cost: float | None) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Outcome, RunOptions, attack, conclude, prepare
+from hpm_robustbench.pipeline import Outcome, RunOptions, Screen, attack, conclude, prepare
 from hpm_robustbench.zoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ def default_workers(device: str) -> int:
     return min(usable, _MOST)
 
 
-def evaluate_together(spec: ModelSpec, options: RunOptions, workers: int, arguments: Sequence[str]) -> Outcome | None:
-    """``pipeline.evaluate`` together with ``workers`` - 1 other processes; None in those.
+def evaluate_together(
+    spec: ModelSpec, options: RunOptions, workers: int, arguments: Sequence[str]
+) -> Outcome | Screen | None:
+    """``pipeline.evaluate`` or ``screen`` together with ``workers`` - 1 other processes; None in those.
 
     The calling process does a share too, and then all that is still missing. So an error that others met is met here
     as well, and told once.

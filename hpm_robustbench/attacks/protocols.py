@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpm_robustbench.errors import BatchCoupled, UnknownName
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, QUICK, Step
 from hpm_robustbench.threat import Batching
 
 COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -46,18 +46,33 @@ _FOR_FEW_VICTIMS = (
 """The whole batch moves against the few that still stand, the dearer steps after the cheaper."""
 
 
+def quick(target: str, batching: Batching) -> tuple[Step, ...]:
+    """A screen at a small part of the cost: what stands under it may well fall; what falls has fallen."""
+    few: dict[str, dict[str, int]] = {"apgd-ce": {"n_iter": 20}, "apgd-t": {"n_iter": 20, "targets": 3}}
+    base = tuple(Step("base", attack, QUICK, parameters) for attack, parameters in few.items())
+    if target == "base":
+        return base
+    if batching.row_independent:
+        own = tuple(Step("hpm", attack, QUICK, parameters) for attack, parameters in few.items())
+        return (*own, Step("hpm", "conjunction", QUICK, {"steps": 20, "targets": 3}), *base)
+    joint = tuple(Step("hpm", "joint", QUICK, {"loss": loss, "steps": 20}) for loss in ("ce", "dlr"))
+    return (*joint, *base, Step("hpm", "joint", QUICK, {"loss": "ce", "steps": 20, "victims": 16}))
+
+
 def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
-    """The steps of a protocol against ``base`` or ``hpm``; every protocol asks of a base model standard AutoAttack.
+    """The steps of a protocol against ``base`` or ``hpm``; but for a screen, a base model meets standard AutoAttack.
 
     Raises:
         UnknownName: no such protocol.
         BatchCoupled: standard AutoAttack on a classifier whose rows depend on each other.
     """
-    if name not in ("standard", "msa"):
-        raise UnknownName("protocol", name, ["standard", "msa"])
+    if name not in ("standard", MSA, QUICK):
+        raise UnknownName("protocol", name, ["standard", MSA, QUICK])
+    if name == QUICK:
+        return quick(target, batching)
     if target == "base":
         return standard(target)
-    if name == "msa":
+    if name == MSA:
         return msa(batching, fine_tuned)
     if not batching.row_independent:
         raise BatchCoupled(

@@ -18,6 +18,8 @@ AUTOATTACK = "autoattack"
 """Group of the steps that together are standard AutoAttack on the target itself."""
 MSA = "msa"
 """Group of the steps that the Mixed Surrogate Attack adds."""
+QUICK = "quick"
+"""Protocol, and group of the steps, of a screen, which never becomes a card."""
 CORRUPTIONS = "corruptions"
 """Protocol, and group of the steps, of a plan without attacks."""
 

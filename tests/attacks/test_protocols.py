@@ -5,11 +5,11 @@ import inspect
 import pytest
 
 from hpm_robustbench.attacks import joint
-from hpm_robustbench.attacks.protocols import COMPONENTS, find_protocol, msa, standard
+from hpm_robustbench.attacks.protocols import COMPONENTS, find_protocol, msa, quick, standard
 from hpm_robustbench.attacks.registry import find_attack
 from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.hpm.views import VIEWS
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, QUICK
 from hpm_robustbench.threat import Batching
 
 BATCHINGS = list(Batching)
@@ -30,7 +30,6 @@ def test_every_step_of_msa_names_what_exists(batching):
     for step in steps:
         find_attack(step.attack)
         if step.parameters:
-            assert step.attack == "joint"
             assert set(step.parameters) <= set(inspect.signature(joint._joint).parameters)
 
 
@@ -84,7 +83,17 @@ def test_a_fine_tuned_classifier_also_meets_attacks_on_its_fc_head(batching):
     assert added == {step.name for step in standard("fc")}
 
 
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("target", ["base", "hpm"])
+def test_a_screen_is_part_of_the_same_attacks_in_a_group_of_its_own(target, batching):
+    steps = quick(target, batching)
+    assert {step.group for step in steps} == {QUICK}
+    known = {(step.view, step.attack) for step in msa(batching)} | {("base", "apgd-ce"), ("base", "apgd-t")}
+    assert {(step.view, step.attack) for step in steps} <= known
+
+
 def test_find_protocol():
+    assert find_protocol("quick", "hpm", Batching.SOLO) == quick("hpm", Batching.SOLO)
     assert find_protocol("standard", "hpm", Batching.SOLO) == standard("hpm")
     assert find_protocol("msa", "hpm", Batching.JOINT) == msa(Batching.JOINT)
     assert find_protocol("msa", "hpm", Batching.SOLO, fine_tuned=True) == msa(Batching.SOLO, fine_tuned=True)

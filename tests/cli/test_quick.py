@@ -1,0 +1,40 @@
+"""A screen says upper bounds, costs little, and leaves no card behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from hpm_robustbench.cli import cli
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.pipeline import RunOptions, evaluate, screen
+from hpm_robustbench.request import spec_to_run
+
+MODEL = "Digits2026ResNet-Linf"
+
+
+def test_a_screen_on_the_command_line(tmp_path) -> None:
+    arguments = ["-q", "run", "--quick", "--n-ex", "24", "--workers", "1", "--output", str(tmp_path)]
+    human = CliRunner().invoke(cli, arguments, obj=[], catch_exceptions=False)
+    assert "A screen, not a result" in human.stdout
+    rows = json.loads(CliRunner().invoke(cli, [*arguments, "--format", "json"], obj=[], catch_exceptions=False).stdout)
+    assert [(row["target"], row["batching"]) for row in rows] == [("base", "solo"), ("hpm", "solo"), ("hpm", "joint")]
+    assert all(0 < row["at_most"] < row["clean"] for row in rows)
+    assert {row["protocol"] for row in rows} == {"quick"}
+    assert not (tmp_path / "model_cards").exists()
+
+
+def test_a_screen_from_python_has_its_own_runs(tmp_path) -> None:
+    spec = spec_to_run(MODEL, None, None, None)
+    records = screen(spec, RunOptions(n_ex=4, output=tmp_path)).records
+    assert all(record.plan.protocol == "quick" for record in records)
+    with pytest.raises(UsageProblem, match=r"pipeline\.screen"):
+        evaluate(spec, RunOptions(n_ex=4, output=tmp_path, quick=True))
+
+
+def test_nothing_is_screened_under_corruptions(tmp_path) -> None:
+    spec = spec_to_run(MODEL, None, "corruptions", None)
+    with pytest.raises(UsageProblem, match="--quick"):
+        screen(spec, RunOptions(n_ex=4, output=tmp_path))
