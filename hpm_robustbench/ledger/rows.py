@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -11,15 +11,21 @@ from typing import Any
 from hpm_robustbench.ledger.card_bench import HpmBench, Verdict
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
 from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.statistics import holm
 from hpm_robustbench.threat import Batching
 
 
 @dataclass(frozen=True)
 class Row:
-    """A card and its rank on its track, 1 being the most robust."""
+    """A card and its rank on its track, 1 being the most robust.
+
+    ``p_holm`` is the SOLO verdict's p-value, adjusted for all models on the board: who tries HPM on twenty models and
+    reports the best has to count the twenty.
+    """
 
     rank: int
     card: ModelCard
+    p_holm: float | None = None
 
     @property
     def bench(self) -> HpmBench:
@@ -73,6 +79,7 @@ class Row:
             "link": self.card.link,
             "verdict": verdict.verdict if verdict else None,
             "p_value": verdict.p_value if verdict else None,
+            "p_holm": self.p_holm,
             **_columns("base_clean", base.clean if base else None),
             **_columns("base_autoattack", base.autoattack if base else None),
             **_columns("hpm_joint_msa", joint.robust if joint else None),
@@ -102,11 +109,13 @@ class Track:
 def tracks(cards: Iterable[ModelCard]) -> list[Track]:
     """Group cards by track and rank them; ties go to standard accuracy, then to the model's name."""
     ordered = sorted(cards, key=lambda card: (_track(card), _standing(card)))
-    return [_ranked(list(group)) for _, group in groupby(ordered, key=_track)]
+    judged = [(Row(0, card).page, verdict.p_value) for card in ordered if (verdict := Row(0, card).verdict)]
+    adjusted = dict(zip([page for page, _ in judged], holm([p for _, p in judged]), strict=True))
+    return [_ranked(list(group), adjusted) for _, group in groupby(ordered, key=_track)]
 
 
-def _ranked(cards: list[ModelCard]) -> Track:
-    rows = tuple(Row(rank, card) for rank, card in enumerate(cards, start=1))
+def _ranked(cards: list[ModelCard], adjusted: Mapping[str, float]) -> Track:
+    rows = tuple(Row(rank, card, adjusted.get(Row(0, card).page)) for rank, card in enumerate(cards, start=1))
     threat = rows[0].solo.threat
     return Track(cards[0].dataset, threat.norm.value, threat.eps, rows)
 

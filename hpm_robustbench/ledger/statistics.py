@@ -52,6 +52,16 @@ def compare(only_first: int, only_second: int) -> Comparison:
     return Comparison(only_first, only_second, p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for being many (Holm 1979): below alpha if and only if Holm rejects at alpha."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for tests_left, index in zip(range(len(order), 0, -1), order, strict=True):
+        least = max(least, tests_left * p_values[index])
+        adjusted[index] = min(1.0, least)
+    return adjusted
+
+
 def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
     """``helps``, ``hurts`` or ``undecided``: the written rule by which a gain is claimed.
 
