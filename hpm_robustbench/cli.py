@@ -107,7 +107,11 @@ def cli(quiet: bool) -> None:
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
-@click.option("--quick", is_flag=True, help="A screen of few attacks: upper bounds within minutes, and no card.")
+@click.option(
+    "--screen",
+    type=click.Choice(["quick", "coupling"]),
+    help="A short look that ends with a table, not with a card: few attacks, or what batch mates can do to each other.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a card that tells of other images, seeds or knobs.")
 @click.option(
     "--workers",

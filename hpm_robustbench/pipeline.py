@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpm_robustbench.attacks.protocols import find_protocol
+from hpm_robustbench.attacks.protocols import COUPLED_THREATS, coupling, find_protocol
 from hpm_robustbench.data import (
     CorruptedSource,
     DataSource,
@@ -24,7 +24,7 @@ from hpm_robustbench.data import (
     select,
 )
 from hpm_robustbench.data.known import KNOWN
-from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.errors import IntegrityError, UnknownName, UsageProblem
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256, subject_sha256
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
@@ -53,6 +53,8 @@ from hpm_robustbench.threat import Batching, Corruptions, Dataset, ThreatModel
 from hpm_robustbench.weights import STRICT, Trust, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
+COUPLING = "coupling"
+SCREENS = (QUICK, COUPLING)
 _REFERENCE_IMAGES = 128
 _SIDES = {"Crop288": 288}
 """Preprocessings of RobustBench that end in another size than the dataset's own."""
@@ -79,7 +81,8 @@ class RunOptions:
         model_dir: where downloaded checkpoints lie; RobustBench's own folder will do.
         trust: what is believed of checkpoints from elsewhere.
         output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
-        quick: a screen of few attacks; it ends with records, not with a card.
+        screen: ``quick`` for a few attacks, ``coupling`` for what batch mates can do to each other under JOINT, or
+            nothing for a trial that ends with a card.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """
 
@@ -96,7 +99,7 @@ class RunOptions:
     model_dir: Path = Path("models")
     trust: Trust = STRICT
     output: Path = Path()
-    quick: bool = False
+    screen: str | None = None
     overwrite: bool = False
 
 
@@ -111,7 +114,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Screen:
-    """What a quick protocol left standing: upper bounds, for looking around, and never on a board."""
+    """What a short protocol left standing: upper bounds, for looking around, and never on a board."""
 
     records: tuple[RunRecord, ...]
 
@@ -131,6 +134,7 @@ class Case:
     prototypes_from: str
     about_model: str
     output: Path
+    is_screen: bool = False
 
 
 def evaluate(
@@ -149,11 +153,11 @@ def evaluate(
     Raises:
         HpmBenchError: see ``errors``; whatever was finished before is kept.
     """
-    if options.quick:
+    if options.screen is not None:
         raise UsageProblem(
             wanted="a full protocol, since a card is asked for",
-            got="quick, which is a screen and never becomes a card",
-            next_step="leave quick out, or use pipeline.screen",
+            got=f"{options.screen}, which is a screen and never becomes a card",
+            next_step="leave it out, or use pipeline.screen",
         )
     case = prepare(spec, options, model=model, source=source)
     attack(case)
@@ -165,8 +169,8 @@ def evaluate(
 def screen(
     spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
 ) -> Screen:
-    """Like ``evaluate``, but with the few attacks of the quick protocol, and without a card."""
-    case = prepare(spec, replace(options, quick=True), model=model, source=source)
+    """Like ``evaluate``, but with the few attacks of a screen (``quick`` by default), and without a card."""
+    case = prepare(spec, replace(options, screen=options.screen or QUICK), model=model, source=source)
     attack(case)
     outcome = conclude(case)
     assert isinstance(outcome, Screen)
@@ -183,12 +187,7 @@ def prepare(
 
 def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, source: DataSource | None) -> Case:
     device = _device(options.device)
-    if options.quick and isinstance(spec.threat, Corruptions):
-        raise UsageProblem(
-            wanted="an Lp threat model for a quick screen",
-            got="corruptions, where nobody attacks",
-            next_step="leave --quick out; --n-ex makes it shorter",
-        )
+    _check_screen(spec, options)
     source = source or _open_clean(spec, options)
     _check_resolution(spec, source.dataset)
     corrupted = _open_corrupted(spec, source.dataset, options)
@@ -208,9 +207,30 @@ def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, sour
         keep=options.output / "prototypes",
     )
     trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
-    if not (options.overwrite or options.quick):
+    if not (options.overwrite or options.screen):
         _check_card(spec, [plan for plan, _ in trials], sha256, options)
-    return Case(spec, test, corrupted, trials, sha256, wrapped.prototypes_from, wrapped.about, options.output)
+    return Case(
+        spec,
+        test,
+        corrupted,
+        trials,
+        sha256,
+        wrapped.prototypes_from,
+        wrapped.about,
+        options.output,
+        bool(options.screen),
+    )
+
+
+def _check_screen(spec: ModelSpec, options: RunOptions) -> None:
+    if options.screen not in (None, *SCREENS):
+        raise UnknownName("screen", str(options.screen), SCREENS)
+    if options.screen and isinstance(spec.threat, Corruptions):
+        raise UsageProblem(
+            wanted="an Lp threat model for a screen",
+            got="corruptions, where nobody attacks",
+            next_step="leave --screen out; --n-ex makes it shorter",
+        )
 
 
 def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], weights_sha256: Sequence[str], options: RunOptions) -> None:
@@ -245,7 +265,7 @@ def _full_precision_kernels() -> AbstractContextManager[None]:
 def conclude(case: Case) -> Outcome | Screen:
     """Collect the records of a case whose every shard is written down, and write its card, if they are worth one."""
     records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
-    if any(record.plan.protocol == QUICK for record in records):
+    if case.is_screen:
         return Screen(records)
     about_model = {"model": case.about_model} if case.about_model else {}
     build = build_card if case.corrupted is None else build_corruption_card
@@ -326,6 +346,8 @@ def _trials(
     spec: ModelSpec, wrapped: Wrapped, training: ExampleSet, test: ExampleSet, examples: Examples, options: RunOptions
 ) -> Sequence[tuple[BasePlan, Subject]]:
     """The base model, then the HPM classifier at each batching, SOLO always included."""
+    if options.screen == COUPLING:
+        return _coupling_trials(spec, wrapped, test, examples, options)
     base = Subject(wrapped.classifier, wrapped.base, "base")
     trials = [(_plan(spec, base, Batching.SOLO, test, examples, options), base)]
     for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
@@ -333,6 +355,20 @@ def _trials(
         hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
         trials.append((_plan(spec, hpm, batching, test, examples, options), hpm))
     return trials
+
+
+def _coupling_trials(
+    spec: ModelSpec, wrapped: Wrapped, test: ExampleSet, examples: Examples, options: RunOptions
+) -> Sequence[tuple[BasePlan, Subject]]:
+    """JOINT in batches of several sizes, under each threat to one of their images."""
+    hpm = Subject(wrapped.classifier.with_batching(Batching.JOINT), wrapped.base, "hpm")
+    plan = _plan(spec, hpm, Batching.JOINT, test, examples, options)
+    sizes = sorted({max(2, options.joint_size // parts) for parts in (16, 4, 1)})
+    return [
+        (replace(plan, protocol=threat, steps=coupling(threat), batch_size=size, shard_size=size), hpm)
+        for size in sizes
+        for threat in COUPLED_THREATS
+    ]
 
 
 def _evenly_spaced(examples: ExampleSet, n: int) -> Images:
@@ -362,7 +398,7 @@ def _plan(
         "batch_size": batch_size,
     }
     if isinstance(spec.threat, ThreatModel):
-        protocol = QUICK if options.quick else "standard" if subject.target == "base" else MSA
+        protocol = QUICK if options.screen else "standard" if subject.target == "base" else MSA
         steps = find_protocol(protocol, subject.target, batching)
         return Plan(threat=spec.threat, protocol=protocol, steps=steps, shard_size=batch_size, **shared)
     return CorruptionPlan(

@@ -126,6 +126,7 @@ def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "model": record.plan.model,
             "target": record.plan.target,
             "batching": record.plan.batching.value,
+            "batch_size": record.plan.batch_size,
             "n": record.n,
             "clean": round(100 * sum(record.clean_correct) / record.n, 2),
             "at_most": round(100 * sum(record.standing()) / record.n, 2),

@@ -19,6 +19,7 @@ from hpm_robustbench.shapes import Images, Labels, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
 
 TARGETED = "targeted"
+MOVES = ("all", "own", "mates")
 
 
 def _joint(
@@ -34,12 +35,16 @@ def _joint(
     restart: int = 0,
     target_rank: int = 2,
     victims: int = 0,
+    move: str = "all",
+    movers: int = 0,
 ) -> Iterator[Images]:
     """Move the batch so that its active rows err, all at once or ``victims`` of them at a time.
 
     ``loss`` is ``ce``, ``dlr``, ``margin`` or ``targeted``, which aims each row at the class of rank ``target_rank``
     (2 is the runner-up) among the view's clean logits. ``restart`` selects another random start. A few victims at a
-    time are the strongest attack on a coupled defence, and the dearest: all others move for them alone.
+    time are the strongest attack on a coupled defence, and the dearest: all others move for them alone. ``move`` says
+    which rows the attacker has: ``all``, the victims themselves beside clean mates (``own``), or only ``movers`` of
+    the rows that follow them (``mates``, 0 for all of these), while the victims stay as they are.
     """
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
     won = torch.zeros_like(active)
@@ -54,7 +59,7 @@ def _joint(
             threat,
             steps=steps,
             generator=seeded(seed + restart),
-            free=wanted if view.row_independent else None,
+            free=wanted if view.row_independent else _movable(wanted, move, movers),
             observe=kept.observe,
         )
         won |= kept.wrong
@@ -62,6 +67,19 @@ def _joint(
             yield from kept.submissions
     if not won.any():
         yield from kept.submissions  # the judge wants to see something, even if it is a failure
+
+
+def _movable(victims: Mask, move: str, movers: int) -> Mask | None:
+    """The rows that the attacker has in hand; None for all."""
+    if move not in MOVES:
+        raise UnknownName("move", move, MOVES)
+    if move == "own":
+        return victims
+    if move == "all":
+        return None
+    last = int(victims.nonzero().max())
+    following = (torch.arange(len(victims), device=victims.device) - last - 1) % len(victims)
+    return ~victims & (following < (movers or len(victims)))
 
 
 def _groups(active: Mask, size: int) -> list[Mask]:

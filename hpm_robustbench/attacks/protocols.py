@@ -59,6 +59,21 @@ def quick(target: str, batching: Batching) -> tuple[Step, ...]:
     return (*joint, *base, Step("hpm", "joint", QUICK, {"loss": "ce", "steps": 20, "victims": 16}))
 
 
+COUPLED_THREATS: dict[str, dict[str, int | str]] = {
+    "the image itself, mates clean": {"move": "own"},
+    "one mate, not the image": {"move": "mates", "movers": 1},
+    "four mates, not the image": {"move": "mates", "movers": 4},
+    "all mates, not the image": {"move": "mates"},
+    "the image and all its mates": {"move": "all"},
+}
+"""What an attacker of a coupled classifier may have in hand when he is after one image: by name, as ``joint`` takes it."""
+
+
+def coupling(threat: str) -> tuple[Step, ...]:
+    """One search per image under one of ``COUPLED_THREATS``: a screen of what batch mates can do to each other."""
+    return (Step("hpm", "joint", QUICK, {"loss": "margin", "steps": 40, "victims": 1, **COUPLED_THREATS[threat]}),)
+
+
 def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     """The steps of a protocol against ``base`` or ``hpm``; but for a screen, a base model meets standard AutoAttack.
 

@@ -201,3 +201,22 @@ def test_victims_that_fell_on_the_way_are_not_attacked_again(worlds):
     answers = answers_of(world, x, y, steps=3, victims=7)
     assert len(answers) == 1, "a failure is shown to the judge once"
     assert (world.predict(answers[0]) == y).all()
+
+
+@pytest.mark.parametrize(
+    ("move", "movers", "moved"),
+    [("all", 0, [0, 1, 2, 3]), ("own", 0, [3]), ("mates", 0, [0, 1, 2]), ("mates", 1, [0]), ("mates", 2, [0, 1])],
+)
+def test_only_the_rows_in_hand_are_moved(move, movers, moved, worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    world.offset = -100.0
+    x, y, active = x[:4], y[:4], torch.arange(4) == 3
+    answers = answers_of(world, x, y, active, victims=1, move=move, movers=movers, steps=3)
+    changed = torch.stack([(x_adv != x).flatten(1).any(1) for x_adv in answers]).any(0)
+    assert changed.nonzero().squeeze(1).tolist() == moved
+
+
+def test_unknown_move(worlds):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    with pytest.raises(UnknownName, match="mates"):
+        joint(world, x, y, move="mate")

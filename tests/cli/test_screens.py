@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpm_robustbench.cli import cli
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.pipeline import RunOptions, evaluate, screen
 from hpm_robustbench.request import spec_to_run
 
@@ -16,7 +16,7 @@ MODEL = "Digits2026ResNet-Linf"
 
 
 def test_a_screen_on_the_command_line(tmp_path) -> None:
-    arguments = ["-q", "run", "--quick", "--n-ex", "24", "--workers", "1", "--output", str(tmp_path)]
+    arguments = ["-q", "run", "--screen", "quick", "--n-ex", "24", "--workers", "1", "--output", str(tmp_path)]
     human = CliRunner().invoke(cli, arguments, obj=[], catch_exceptions=False)
     assert "A screen, not a result" in human.stdout
     rows = json.loads(CliRunner().invoke(cli, [*arguments, "--format", "json"], obj=[], catch_exceptions=False).stdout)
@@ -31,10 +31,26 @@ def test_a_screen_from_python_has_its_own_runs(tmp_path) -> None:
     records = screen(spec, RunOptions(n_ex=4, output=tmp_path)).records
     assert all(record.plan.protocol == "quick" for record in records)
     with pytest.raises(UsageProblem, match=r"pipeline\.screen"):
-        evaluate(spec, RunOptions(n_ex=4, output=tmp_path, quick=True))
+        evaluate(spec, RunOptions(n_ex=4, output=tmp_path, screen="quick"))
 
 
 def test_nothing_is_screened_under_corruptions(tmp_path) -> None:
     spec = spec_to_run(MODEL, None, "corruptions", None)
-    with pytest.raises(UsageProblem, match="--quick"):
+    with pytest.raises(UsageProblem, match="--screen"):
         screen(spec, RunOptions(n_ex=4, output=tmp_path))
+
+
+def test_what_batch_mates_can_do_to_each_other(tmp_path) -> None:
+    """Whoever has more rows in hand breaks at least as much; one mate of many does the least."""
+    spec = spec_to_run(MODEL, None, None, None)
+    records = screen(spec, RunOptions(n_ex=16, joint_size=16, output=tmp_path, screen="coupling")).records
+    assert {record.plan.batch_size for record in records} == {2, 4, 16}
+    standing = {r.plan.protocol: sum(r.standing()) for r in records if r.plan.batch_size == 16}
+    clean = sum(records[-1].clean_correct)
+    assert standing["the image and all its mates"] <= standing["the image itself, mates clean"] < clean
+    assert standing["all mates, not the image"] <= standing["one mate, not the image"] <= clean
+
+
+def test_an_unknown_screen(tmp_path) -> None:
+    with pytest.raises(UnknownName, match="coupling"):
+        screen(spec_to_run(MODEL, None, None, None), RunOptions(n_ex=4, output=tmp_path, screen="couple"))
