@@ -66,7 +66,7 @@ COUPLED_THREATS: dict[str, dict[str, int | str]] = {
     "all mates, not the image": {"move": "mates"},
     "the image and all its mates": {"move": "all"},
 }
-"""What an attacker of a coupled classifier may have in hand when he is after one image: by name, as ``joint`` takes it."""
+"""What an attacker of a coupled classifier may have in hand when he is after one image, as ``joint`` takes it."""
 
 
 def coupling(threat: str) -> tuple[Step, ...]:
