@@ -117,7 +117,7 @@ def ascend(
         observe: sees each iterate, the start included, and may end the search.
     """
     ball = Ball(x, threat)
-    may_move = torch.ones_like(x, dtype=torch.bool) if free is None else _per_image(free)
+    may_move = torch.ones_like(x, dtype=torch.bool) if free is None else per_image(free)
     first = ball.random_point(generator) if start is None else ball.project(start)
     now = best = _evaluate(loss_per_row, torch.where(may_move, first, x))
     previous = now.x
@@ -127,7 +127,7 @@ def ascend(
     for step in range(1, steps + 1):
         if done:
             break
-        stepped = ball.project(now.x + _per_image(step_sizes.size) * ball.direction(now.gradient))
+        stepped = ball.project(now.x + per_image(step_sizes.size) * ball.direction(now.gradient))
         inertia = 1 - MOMENTUM if step > 1 else 0.0
         moved = ball.project(now.x + (1 - inertia) * (stepped - now.x) + inertia * (now.x - previous))
         previous, last_loss = now.x, now.loss
@@ -149,7 +149,7 @@ class _Point(NamedTuple):
 
 def _choose(where: Mask, yes: _Point, no: _Point) -> _Point:
     """Row by row one point or the other."""
-    image = _per_image(where)
+    image = per_image(where)
     return _Point(
         torch.where(image, yes.x, no.x),
         torch.where(where, yes.loss, no.loss),
@@ -173,7 +173,8 @@ def _checkpoints(steps: int) -> set[int]:
     return {math.ceil(share * steps) for share in shares[1:] if share < 1}
 
 
-def _per_image(row_values: Tensor) -> Tensor:
+def per_image(row_values: Tensor) -> Tensor:
+    """One value per row, [N], as [N 1 1 1]: what images are multiplied by or chosen with."""
     return row_values[:, None, None, None]
 
 

@@ -11,8 +11,11 @@ from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
 from hpm_robustbench.attacks.base import Attack, Submissions, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
 from hpm_robustbench.attacks.gmsa import GMSA
+from hpm_robustbench.attacks.hard_label import HARD_LABEL
 from hpm_robustbench.attacks.joint import JOINT
 from hpm_robustbench.attacks.joint_conjunction import JOINT_CONJUNCTION
+from hpm_robustbench.attacks.noise import NOISE
+from hpm_robustbench.attacks.smoothed import SMOOTHED
 from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.shapes import Images, Labels, Mask
@@ -24,6 +27,9 @@ ATTACKS: dict[str, Attack] = {
     "fab-t": FAB_T,
     "square": SQUARE,
     "conjunction": CONJUNCTION,
+    "hard-label": HARD_LABEL,
+    "smoothed": SMOOTHED,
+    "noise": NOISE,
     "joint": JOINT,
     "joint-conjunction": JOINT_CONJUNCTION,
     "gmsa": GMSA,

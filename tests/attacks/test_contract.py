@@ -16,6 +16,9 @@ QUICK = {
     "joint": {"steps": 30},
     "joint-conjunction": {"steps": 30},
     "gmsa": {"rounds": 2, "steps": 20},
+    "hard-label": {"queries": 500},
+    "smoothed": {"steps": 10, "samples": 30},
+    "noise": {"tries": 20},
 }
 MOST_THAT_IS_THERE = {
     "apgd-ce": 0.8,
@@ -26,9 +29,12 @@ MOST_THAT_IS_THERE = {
     "joint": 0.8,
     "joint-conjunction": 0.7,
     "gmsa": 0.8,
+    "hard-label": 0.8,
+    "smoothed": 0.8,
+    "noise": 0.2,
 }
 """Share that must be found. Untargeted losses may end in the wrong class's optimum, one target may be the wrong one,
-and Square walks at random."""
+and Square and noise trust to luck."""
 
 every_attack = pytest.mark.parametrize("name", sorted(ATTACKS))
 every_class_count = pytest.mark.parametrize("n_classes", [2, 3, 10])
