@@ -14,6 +14,7 @@ from hpm_robustbench.attacks.gmsa import GMSA
 from hpm_robustbench.attacks.hard_label import HARD_LABEL
 from hpm_robustbench.attacks.joint import JOINT
 from hpm_robustbench.attacks.joint_conjunction import JOINT_CONJUNCTION
+from hpm_robustbench.attacks.joint_square import JOINT_SQUARE
 from hpm_robustbench.attacks.noise import NOISE
 from hpm_robustbench.attacks.smoothed import SMOOTHED
 from hpm_robustbench.errors import BatchCoupled, UnknownName
@@ -33,6 +34,7 @@ ATTACKS: dict[str, Attack] = {
     "joint": JOINT,
     "joint-conjunction": JOINT_CONJUNCTION,
     "gmsa": GMSA,
+    "joint-square": JOINT_SQUARE,
 }
 
 

@@ -11,6 +11,8 @@ import math
 from functools import partial
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, View, packed, seeded
@@ -65,8 +67,8 @@ class _SmoothedMargin:
             total += torch.einsum("sn,schw->nchw", rise, noise)
         return total / (2 * self._samples * self._width**2)
 
-    def _margins(self, x: Images, noise: Images, y: Labels) -> torch.Tensor:
-        """Margin of every row under every noise: [S N]."""
+    def _margins(self, x: Images, noise: Float[Tensor, "S C H W"], y: Labels) -> Float[Tensor, "S N"]:
+        """Margin of every row under every noise."""
         points = (x + noise.unsqueeze(1)).clamp(0, 1).flatten(0, 1)
         return margin(self._view.target_logits(points), y.repeat(len(noise))).view(len(noise), len(x))
 

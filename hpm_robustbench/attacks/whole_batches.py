@@ -9,7 +9,7 @@ from itertools import count
 import torch
 
 from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, View
-from hpm_robustbench.shapes import Images, Labels, Losses, Mask
+from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
 
 _MOST_KEPT = 16
@@ -82,7 +82,11 @@ class Cover:
 
     def observe(self, x: Images, losses: Losses) -> bool:
         """Look at one iterate; True when all is won: the victims in any iterates, or else all active rows in this."""
-        wrong = self._active & (self._view.target_logits(x).argmax(dim=1) != self._y)
+        return self.take(x, self._view.target_logits(x), losses)
+
+    def take(self, x: Images, target_logits: Logits, losses: Losses) -> bool:
+        """As ``observe``, for an iterate whose true logits are known."""
+        wrong = self._active & (target_logits.argmax(dim=1) != self._y)
         score = int(wrong.sum()), float(losses.sum())
         if not self._kept or score > self._kept[0].score or bool((wrong & ~self._wrong).any()):
             self._keep(_Iterate(x, wrong, score))

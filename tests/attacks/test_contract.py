@@ -16,9 +16,10 @@ QUICK = {
     "joint": {"steps": 30},
     "joint-conjunction": {"steps": 30},
     "gmsa": {"rounds": 2, "steps": 20},
-    "hard-label": {"queries": 500},
+    "hard-label": {"queries": 250},
     "smoothed": {"steps": 10, "samples": 30},
     "noise": {"tries": 20},
+    "joint-square": {"queries": 100},
 }
 MOST_THAT_IS_THERE = {
     "apgd-ce": 0.8,
@@ -29,9 +30,10 @@ MOST_THAT_IS_THERE = {
     "joint": 0.8,
     "joint-conjunction": 0.7,
     "gmsa": 0.8,
-    "hard-label": 0.8,
+    "hard-label": 0.6,
     "smoothed": 0.8,
     "noise": 0.2,
+    "joint-square": 0.25,
 }
 """Share that must be found. Untargeted losses may end in the wrong class's optimum, one target may be the wrong one,
 and Square and noise trust to luck."""
