@@ -65,3 +65,22 @@ def test_odds_of_a_half_space(worlds):
         y = torch.zeros(2000, dtype=torch.long)
         share = (world.predict(noise(world, x, y, threat, 1)) == 1).float().mean()
         assert abs(share - expected) < 0.03
+
+
+def test_rows_that_share_a_batch_are_tried_together(worlds):
+    """Each answer is one of the batches that the target was shown; together they hold every row that ever was wrong."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.3 + 0.4 * torch.rand(10, 1, 4, 4, generator=generator)
+    sums = x.flatten(1).sum(1)
+    world = worlds.CoupledWorld(torch.ones(16), torch.ones(16), -float(sums.max() + sums.mean()) - 0.2)
+    shown = []
+    world.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0].clone()))
+    y, active = torch.zeros(10, dtype=torch.long), torch.ones(10, dtype=torch.bool)
+    answers = run_attack(Step("world", "noise", "test", {"tries": 40}), world, x, y, active, LINF, 0, 10)
+    assert len(shown) == 40
+    assert all(any(torch.equal(answer, batch) for batch in shown) for answer in answers)
+    ever = torch.stack([world.predict(batch) == 1 for batch in shown[:40]])
+    held = torch.stack([world.predict(answer) == 1 for answer in answers])
+    assert ever.any()
+    assert torch.equal(held.any(0), ever.any(0))
+    assert held[0].sum() == ever.sum(1).max()
