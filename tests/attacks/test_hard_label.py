@@ -10,7 +10,7 @@ from hpm_robustbench.threat import ThreatModel
 
 def hard_label(world, x, y, threat, queries):
     step = Step("world", "hard-label", "test", {"queries": queries})
-    return run_attack(step, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 100)[0]
+    return next(run_attack(step, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 100))
 
 
 def images(n, side=5):

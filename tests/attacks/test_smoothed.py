@@ -10,7 +10,7 @@ from hpm_robustbench.threat import ThreatModel
 
 def attack(name, world, x, y, threat, batch_size=100, **parameters):
     step = Step("world", name, "test", parameters)
-    return run_attack(step, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, batch_size)[0]
+    return next(run_attack(step, world, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, batch_size))
 
 
 def images(n):
