@@ -16,7 +16,7 @@ QUICK = {
     "joint": {"steps": 30},
     "joint-conjunction": {"steps": 30},
     "gmsa": {"rounds": 2, "steps": 20},
-    "hard-label": {"queries": 250},
+    "hard-label": {"queries": 300},
     "smoothed": {"steps": 10, "samples": 30},
     "noise": {"tries": 20},
     "joint-square": {"queries": 100},
