@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from hpm_robustbench.ledger.card_evaluation import Block, Count, Evaluation, Images, Name, PercentText, Sha256, Target
+from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, PercentText, Sha256, Target
+from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.statistics import Outcome, compare, mcnemar, outcome
 from hpm_robustbench.threat import Batching
 

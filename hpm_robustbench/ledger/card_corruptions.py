@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from hpm_robustbench.ledger.card_bench import Bench
-from hpm_robustbench.ledger.card_evaluation import Block, Count, Images, Metric, Name, Percent, PercentText, Target
+from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, Percent, PercentText, Target
+from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.threat import Batching, Corruptions
 
 RightBySeverity = Annotated[list[Count], Field(min_length=5, max_length=5)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from hpm_robustbench.ledger.card_block import Target
 from hpm_robustbench.ledger.card_corruptions import (
     CorruptionBench,
     CorruptionEvaluation,
     PublishedCorruptions,
     mean_accuracy,
 )
-from hpm_robustbench.ledger.card_evaluation import Metric, Target
+from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.card_from_records import card_of, check_subject, in_order, origin, published_number
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of
 from hpm_robustbench.ledger.record import RunRecord, Verdict

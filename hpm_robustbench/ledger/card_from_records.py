@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench, Published, Verdict, Weights
+from hpm_robustbench.ledger.card_block import DOUBT, Target
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
-from hpm_robustbench.ledger.card_evaluation import DOUBT, Evaluation, Metric, StepSummary, Target, Threat
+from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSummary, Threat
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.plan import AUTOATTACK, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult

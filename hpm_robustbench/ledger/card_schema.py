@@ -12,8 +12,8 @@ from pydantic.json_schema import SkipJsonSchema
 
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench
+from hpm_robustbench.ledger.card_block import PercentText
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
-from hpm_robustbench.ledger.card_evaluation import PercentText
 
 
 def _drop_default(schema: dict[str, Any]) -> None:

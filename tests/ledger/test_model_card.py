@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hpm_robustbench.errors import InvalidInput
-from hpm_robustbench.ledger.card_evaluation import DOUBT
+from hpm_robustbench.ledger.card_block import DOUBT
 from hpm_robustbench.ledger.model_card import build_card, write_card
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.threat import Batching, ThreatModel

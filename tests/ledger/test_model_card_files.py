@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.card_bench import Verdict
-from hpm_robustbench.ledger.card_evaluation import Metric, Name
+from hpm_robustbench.ledger.card_block import Name
+from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.model_card import ModelCard, json_schema, read_card, write_card
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.spec import check_name
