@@ -26,6 +26,7 @@ from hpm_robustbench.data import (
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.errors import IntegrityError, UnknownName, UsageProblem
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
+from hpm_robustbench.evaluation.diagnostics import diagnose
 from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256, subject_sha256
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.hpm.config import HPMConfig
@@ -161,6 +162,7 @@ def evaluate(
         )
     case = prepare(spec, options, model=model, source=source)
     attack(case)
+    examine(case)
     outcome = conclude(case)
     assert isinstance(outcome, Outcome)
     return outcome
@@ -249,6 +251,14 @@ def attack(case: Case, share: Share = WHOLE) -> None:
             else:
                 assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
                 run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
+
+
+def examine(case: Case) -> None:
+    """Look for indicators of attack failure in every finished trial under attack, where nobody has yet."""
+    with _full_precision_kernels():
+        for plan, subject in case.trials:
+            if isinstance(plan, Plan):
+                diagnose(plan, subject, case.test, case.output / "runs")
 
 
 def _full_precision_kernels() -> AbstractContextManager[None]:

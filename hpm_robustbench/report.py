@@ -85,13 +85,22 @@ def _under_attack(bench: HpmBench) -> list[str]:
             for step in evaluation.steps
         ],
     )
+    doubts = render_table(
+        ["target", "indicator of attack failure", "measured", "fires"],
+        [
+            [_target(evaluation), indicator.name, indicator.measured, "yes" if indicator.flag else "no"]
+            for evaluation in bench.evaluations
+            for indicator in evaluation.indicators
+        ],
+    )
     verdicts = [
         f"{v.batching.value}: HPM {v.verdict} "
         f"(images that stand only on the base: {v.only_base}, only on HPM: {v.only_hpm}; p = {v.p_value:.3g})"
         for v in bench.verdicts
     ]
     flags = [f"flag: {_target(e)}: {flag}" for e in bench.evaluations for flag in e.all_flags]
-    return [summary, steps, "\n".join([*verdicts, *flags])]
+    measured = any(evaluation.indicators for evaluation in bench.evaluations)
+    return [summary, steps, *([doubts] if measured else []), "\n".join([*verdicts, *flags])]
 
 
 def _on_corrupted_images(bench: CorruptionBench) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Outcome, RunOptions, Screen, attack, conclude, prepare
+from hpm_robustbench.pipeline import Outcome, RunOptions, Screen, attack, conclude, examine, prepare
 from hpm_robustbench.zoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def evaluate_together(
         attack(case, Share(0, workers))
         wait()
     attack(case)
+    examine(case)
     return conclude(case)
 
 

@@ -80,7 +80,6 @@ class _Shard:
         self.x: Images = chosen.images.to(device)
         self.y: Labels = chosen.labels.to(device)
         self.standing = torch.ones_like(self.y, dtype=torch.bool)
-        self.coupled = plan.target == "hpm" and not plan.batching.row_independent
 
     def run(self, journal: Journal, progress: Progress) -> None:
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
@@ -119,7 +118,7 @@ class _Shard:
 
         The standing rows are to be won. On a coupled view their mates may move for them; on another they stay clean.
         """
-        active = self._with_mates() if self.coupled else self.standing
+        active = self._with_mates() if self.plan.coupled else self.standing
         if not active.any():
             return self._nothing_left(step)
         view = make_view(step.view, self.subject, self.x)
@@ -131,7 +130,7 @@ class _Shard:
             predicted=self._scatter(judged.predicted, active, -1),
             distance=self._scatter(judged.distance, active, -1),
             fooled=None if step.view == self.plan.target else self._scatter(fooled, active, False),
-            together=self._scatter(judged.together, active, Verdict.SKIPPED) if self.coupled else None,
+            together=self._scatter(judged.together, active, Verdict.SKIPPED) if self.plan.coupled else None,
             cost=view.cost,
             flags=judged.flags,
         )

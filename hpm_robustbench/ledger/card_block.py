@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Target: TypeAlias = Literal["base", "hpm"]
 DOUBT = "AutoAttack may be unreliable"
-"""A flag that begins like this, before any attack or on a step of AutoAttack, sets RobustBench's ``unreliable``."""
+"""A flag that begins like this, about a whole run or on a step of AutoAttack, sets RobustBench's ``unreliable``."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*\.?$", max_length=128)]
 """Safe as a file name everywhere; the same names as ``zoo.spec.check_name`` accepts."""

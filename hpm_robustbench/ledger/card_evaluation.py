@@ -11,6 +11,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
+from hpm_robustbench.ledger.diagnostics import Diagnostics
+from hpm_robustbench.ledger.indicators import Indicator, indicators, of_black_boxes, of_transfers
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.statistics import proportion
 from hpm_robustbench.threat import Batching, Norm
@@ -108,7 +110,8 @@ class Evaluation(Block):
 
     ``robust`` is sample-worst over all steps; ``autoattack`` over the steps of standard AutoAttack alone;
     ``batch_worst`` lets each batch meet only the one step that hurts it most. ``batch_per_class`` is B/C, the mean
-    number of batch mates of one class. ``flags`` were raised before any attack, those of a step stand with it.
+    number of batch mates of one class. ``flags`` were raised about the whole run, those of a step stand with it.
+    ``diagnostics`` tell how far the attacks can be trusted; what they raise is among the flags.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -133,6 +136,7 @@ class Evaluation(Block):
     batch_worst: Metric | None
     flags: list[str]
     steps: list[StepSummary]
+    diagnostics: Diagnostics | None = None
 
     @property
     def trial(self) -> tuple[object, ...]:
@@ -143,6 +147,24 @@ class Evaluation(Block):
     def passes(self) -> float:
         """Forward and backward passes of all steps, per image."""
         return sum(step.forward + step.backward for step in self.steps)
+
+    @property
+    def indicators(self) -> list[Indicator]:
+        """Indicators of attack failure, where they were measured; at the end, what the steps themselves show."""
+        if self.diagnostics is None:
+            return []
+        without_gradients = [(step.name, step.broken) for step in self.steps if step.forward and not step.backward]
+        transferred = [(step.fooled, step.broken) for step in self.steps if step.fooled is not None]
+        direct = any(step.view == self.target for step in self.steps)
+        of_steps = [of_transfers(transferred, direct=direct), of_black_boxes(without_gradients, self.n)]
+        return [*self._measured, *of_steps]
+
+    @property
+    def _measured(self) -> list[Indicator]:
+        if self.diagnostics is None:
+            return []
+        coupled = self.target == "hpm" and not self.batching.row_independent
+        return indicators(self.diagnostics, coupled=coupled, autoattack=self.autoattack is not None)
 
     @property
     def all_flags(self) -> list[str]:
@@ -169,4 +191,6 @@ class Evaluation(Block):
             raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
         if (self.batching is Batching.JOINT) != (self.batch_worst is not None and self.batch_per_class is not None):
             raise ValueError("batch_worst and batch_per_class belong to JOINT evaluations, and only to them")
+        if any(indicator.flag not in (None, *self.flags) for indicator in self._measured):
+            raise ValueError("diagnostics raise a flag that is not among the flags")
         return self

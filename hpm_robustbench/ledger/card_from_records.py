@@ -13,6 +13,7 @@ from hpm_robustbench.ledger.card_block import DOUBT, Target
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSummary, Threat
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
+from hpm_robustbench.ledger.indicators import black_box_wins, indicators
 from hpm_robustbench.ledger.plan import AUTOATTACK, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
@@ -21,8 +22,6 @@ from hpm_robustbench.threat import Threat as AnyThreat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 NOTICE = "HPM and MSA as reconstructed from the abstract of arXiv 2606.01746; not the authors' implementation."
-_SQUARE_MARGIN = 0.002
-"""AutoAttack's own margin (``checks.check_square_sr``) for black box beating white box."""
 
 
 def build_card(
@@ -185,8 +184,9 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         autoattack=autoattack,
         robust=Metric.of(record.standing()),
         batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
-        flags=[*record[CLEAN].flags, *_unconverged(record)],
+        flags=[*record[CLEAN].flags, *_unconverged(record), *_diagnosed(record)],
         steps=[_step(record, step) for step in plan.steps],
+        **({"diagnostics": record.diagnostics} if record.diagnostics else {}),
     )
 
 
@@ -214,7 +214,7 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         robust=Metric.of(record.standing(upto=step.name)),
         forward=round(result.forward / record.n, 2),
         backward=round(result.backward / record.n, 2),
-        flags=[*result.flags, *_doubts(step, broken, invalid, record.n)],
+        flags=[*result.flags, *_doubts(step, result, broken, invalid)],
     )
 
 
@@ -233,13 +233,24 @@ def _unconverged(record: RunRecord) -> list[str]:
     return [f"the last attack still broke {late} images: more attacks would probably break more"]
 
 
-def _doubts(step: Step, broken: int, invalid: int, n: int) -> list[str]:
-    """Why AutoAttack's number may be too high, as far as counts tell."""
+def _diagnosed(record: RunRecord) -> list[str]:
+    """What the indicators of attack failure raise, where they were measured."""
+    if record.diagnostics is None:
+        return []
+    found = indicators(record.diagnostics, coupled=record.plan.coupled, autoattack=record.has_autoattack)
+    return [indicator.flag for indicator in found if indicator.flag]
+
+
+def _doubts(step: Step, result: StepResult, broken: int, invalid: int) -> list[str]:
+    """Why a number may be too high, as far as the counts of a step tell."""
+    of_autoattack = step.group == AUTOATTACK
     doubts = []
-    if step.group == AUTOATTACK and invalid:
+    if of_autoattack and invalid:
         doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
-    if step.group == AUTOATTACK and step.attack == "square" and broken / n > _SQUARE_MARGIN:
-        doubts.append(f"{DOUBT}: Square broke {broken} images that the gradient attacks had left standing")
+    if black_box_wins(broken, result.backward, len(result.rows)):
+        doubt = f"{DOUBT}: " if of_autoattack else ""
+        name = step.attack.capitalize()
+        doubts.append(f"{doubt}{name} broke {broken} images that the gradient attacks had left standing")
     return doubts
 
 

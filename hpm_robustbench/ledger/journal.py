@@ -3,6 +3,7 @@
     runs/<run key>/plan.json
     runs/<run key>/environment.json
     runs/<run key>/shards/00003/02-apgd-t@hpm.json
+    runs/<run key>/diagnostics.json
 
 Resume is not a mode: whoever runs a plan asks which files exist. A file that is torn, foreign or edited does not
 match its own checksum; it is ignored with a warning and the step is done again.
@@ -19,6 +20,7 @@ from typing import Any
 
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.plan import BasePlan, canonical_json, digest, plan_from_json
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, merge_shards
 
@@ -55,21 +57,13 @@ class Journal:
 
     def write(self, shard: int, result: StepResult) -> None:
         """Put a result down, atomically."""
-        payload = asdict(result)
-        write_atomic(
-            self.path(shard, result.name),
-            canonical_json({"payload": payload, "sha256": digest(payload)}) + "\n",
-        )
+        _write(self.path(shard, result.name), asdict(result))
 
     def read(self, shard: int, step: str) -> StepResult | None:
         """The result of a step on a shard, or None if it is not there or not whole."""
         path = self.path(shard, step)
         try:
-            content = json.loads(path.read_bytes())
-            payload = content["payload"]
-            if content["sha256"] != digest(payload):
-                raise ValueError("checksum mismatch")
-            result = StepResult.from_json(payload)
+            result = StepResult.from_json(_read(path))
             if result.name != step or list(result.rows) != self.plan.shards()[shard]:
                 raise ValueError("it belongs to another shard or step")
         except FileNotFoundError:
@@ -78,6 +72,24 @@ class Journal:
             log.warning("ignoring %s, which is not a whole journal file (%s); the step is done again", path, error)
             return None
         return result
+
+    def write_diagnostics(self, diagnostics: Diagnostics) -> None:
+        """Put down what was found out about the attacks of the run, atomically."""
+        _write(self._diagnostics, diagnostics.model_dump(mode="json"))
+
+    def read_diagnostics(self) -> Diagnostics | None:
+        """What was found out about the attacks, or None if it is not there or not whole."""
+        try:
+            return Diagnostics.model_validate(_read(self._diagnostics))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("ignoring %s, which is not whole (%s); it is done again", self._diagnostics, error)
+            return None
+
+    @property
+    def _diagnostics(self) -> Path:
+        return self.folder / "diagnostics.json"
 
     def progress(self) -> tuple[int, int]:
         """Step files written, and step files a finished run has."""
@@ -94,7 +106,18 @@ class Journal:
                 return None
             steps.append(merge_shards(whole))
         environment = json.loads((self.folder / "environment.json").read_bytes())
-        return RunRecord(self.plan, tuple(steps), environment)
+        return RunRecord(self.plan, tuple(steps), environment, self.read_diagnostics())
+
+
+def _write(path: Path, payload: Mapping[str, Any]) -> None:
+    write_atomic(path, canonical_json({"payload": payload, "sha256": digest(payload)}) + "\n")
+
+
+def _read(path: Path) -> Any:
+    content = json.loads(path.read_bytes())
+    if content["sha256"] != digest(content["payload"]):
+        raise ValueError("checksum mismatch")
+    return content["payload"]
 
 
 def load_plan(folder: Path) -> BasePlan:

@@ -102,6 +102,11 @@ class BasePlan:
         return digest(self.to_json())[:16]
 
     @property
+    def coupled(self) -> bool:
+        """Whether the target's answer for an image may depend on the other images of its batch."""
+        return self.target == "hpm" and not self.batching.row_independent
+
+    @property
     def trial(self) -> tuple[object, ...]:
         """What tells the evaluation that a card makes of this plan from others of the same model."""
         budget = self.threat.to_json().get("eps_exact")

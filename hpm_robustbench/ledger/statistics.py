@@ -30,6 +30,15 @@ def proportion(count: int, n: int) -> Proportion:
     return Proportion(count, n, 100 * count / n, 100 * interval.low, 100 * interval.high)
 
 
+@cache
+def exceeds(count: int, n: int, share: float, alpha: float = 0.05) -> bool:
+    """Whether ``count`` of ``n`` rows are more than ``share`` of all rows explains: an exact one-sided binomial test.
+
+    With a share of 0.005, two of 64 rows are too many, and so is one of ten.
+    """
+    return float(binomtest(count, n, share, alternative="greater").pvalue) < alpha
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two outcomes on the same rows: how many only the first has right, only the second, and the p-value."""
