@@ -112,6 +112,8 @@ def cli(quiet: bool) -> None:
     type=click.Choice(["quick", "coupling"]),
     help="A short look that ends with a table, not with a card: few attacks, or what batch mates can do to each other.",
 )
+@click.option("--keep-images", is_flag=True, help="Keep the adversarial images, so that --verify can judge them again.")
+@click.option("--verify", is_flag=True, help="Attack nothing: judge the kept images of the same command again.")
 @click.option("--overwrite", is_flag=True, help="Replace a card that tells of other images, seeds or knobs.")
 @click.option(
     "--workers",
@@ -135,6 +137,7 @@ def run(  # the options of one command
     threat_model: str | None,
     eps: str | None,
     workers: int | None,
+    verify: bool,
     **options: Any,
 ) -> None:
     """Wrap a model, attack it with AutoAttack and MSA, and write its card.
@@ -144,8 +147,8 @@ def run(  # the options of one command
     """
     import torch
 
-    from hpm_robustbench.pipeline import Screen
-    from hpm_robustbench.report import render_card, render_screen, screen_rows
+    from hpm_robustbench.pipeline import Screen, prepare, verify_kept
+    from hpm_robustbench.report import render_card, render_rows, render_screen, screen_rows
     from hpm_robustbench.request import own_spec, run_options, spec_to_run
     from hpm_robustbench.workers import default_workers, evaluate_together
 
@@ -162,6 +165,10 @@ def run(  # the options of one command
         sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
         spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
     torch.set_num_threads(1)  # a sum's last bits depend on the threads; processes are the better parallelism anyway
+    if verify:
+        rows = [vars(found) for found in verify_kept(prepare(spec, run_options(**options)))]
+        click.echo(_json(rows) if form == "json" else render_rows(rows, empty="no run under attack"))
+        return
     workers = workers or default_workers(options["device"])
     outcome = evaluate_together(spec, run_options(**options), workers, arguments)
     if outcome is None:

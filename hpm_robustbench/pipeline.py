@@ -29,6 +29,7 @@ from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.diagnostics import diagnose
 from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256, subject_sha256
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
+from hpm_robustbench.evaluation.verification import Verification, verify
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
@@ -84,6 +85,7 @@ class RunOptions:
         output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
         screen: ``quick`` for a few attacks, ``coupling`` for what batch mates can do to each other under JOINT, or
             nothing for a trial that ends with a card.
+        keep_images: keep the adversarial images beside the results, to be verified later.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """
 
@@ -101,6 +103,7 @@ class RunOptions:
     trust: Trust = STRICT
     output: Path = Path()
     screen: str | None = None
+    keep_images: bool = False
     overwrite: bool = False
 
 
@@ -135,7 +138,8 @@ class Case:
     prototypes_from: str
     about_model: str
     output: Path
-    is_screen: bool = False
+    keep_images: bool
+    is_screen: bool
 
 
 def evaluate(
@@ -220,6 +224,7 @@ def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, sour
         wrapped.prototypes_from,
         wrapped.about,
         options.output,
+        options.keep_images,
         bool(options.screen),
     )
 
@@ -247,7 +252,7 @@ def attack(case: Case, share: Share = WHOLE) -> None:
         for plan, subject in case.trials:
             runs, environment = case.output / "runs", _environment(subject.device)
             if isinstance(plan, Plan):
-                run(plan, subject, case.test, runs, environment, share)
+                run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images)
             else:
                 assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
                 run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
@@ -257,8 +262,18 @@ def examine(case: Case) -> None:
     """Look for indicators of attack failure in every finished trial under attack, where nobody has yet."""
     with _full_precision_kernels():
         for plan, subject in case.trials:
-            if isinstance(plan, Plan):
+            if isinstance(plan, Plan) and not case.is_screen:
                 diagnose(plan, subject, case.test, case.output / "runs")
+
+
+def verify_kept(case: Case) -> list[Verification]:
+    """Judge again every adversarial image that was kept of a case, which this process has loaded afresh."""
+    with _full_precision_kernels():
+        return [
+            verify(plan, subject, case.test, case.output / "runs")
+            for plan, subject in case.trials
+            if isinstance(plan, Plan)
+        ]
 
 
 def _full_precision_kernels() -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import Judgement, judge, worst_of
+from hpm_robustbench.evaluation.kept_images import Keeper, kept_path
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.views import Cost, Subject, View, make_view
 from hpm_robustbench.ledger.journal import Journal
@@ -47,6 +48,8 @@ def run(
     runs: Path,
     environment: dict[str, str],
     share: Share = WHOLE,
+    *,
+    keep_images: bool = False,
 ) -> None:
     """Carry out what of ``plan`` is not yet written; its journal holds the record once every shard is there.
 
@@ -57,6 +60,7 @@ def run(
         runs: folder of all runs.
         environment: versions and device, written beside the results.
         share: which shards to do; the others are somebody else's.
+        keep_images: whether to keep the adversarial images; a step whose images are not there is done again.
 
     Raises:
         InvalidInput: the model changed its own weights while it was attacked.
@@ -67,7 +71,8 @@ def run(
     title = f"{plan.model} {plan.target} {plan.batching.value} {plan.threat}"
     with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
         for index, rows in shards:
-            _Shard(plan, subject, examples, index, rows).run(journal, progress)
+            shard = _Shard(plan, subject, examples, index, rows)
+            shard.run(journal, progress, keep_images=keep_images)
 
 
 class _Shard:
@@ -81,16 +86,23 @@ class _Shard:
         self.y: Labels = chosen.labels.to(device)
         self.standing = torch.ones_like(self.y, dtype=torch.bool)
 
-    def run(self, journal: Journal, progress: Progress) -> None:
+    def run(self, journal: Journal, progress: Progress, *, keep_images: bool) -> None:
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
             progress.begin(f"shard {self.index + 1}, {name}")
-            result = journal.read(self.index, name)
-            if result is None:
+            result, images = journal.read(self.index, name), kept_path(journal, self.index, name)
+            if result is None or (keep_images and self._breaks(result) and not images.exists()):
                 result = self._clean() if step is None else self._attack(step, progress)
                 check_unchanged(self.plan, self.subject, self.examples)
+                if keep_images and self._breaks(result):
+                    self.keeper.write(images)
                 journal.write(self.index, result)
             self._take_in(result)
             progress.finish(100 * self.standing.float().mean().item())
+
+    def _breaks(self, result: StepResult) -> bool:
+        """Whether a row that stood until now is broken."""
+        verdict = torch.tensor(result.verdict, device=self.y.device)
+        return bool((self.standing & (verdict == Verdict.BROKEN)).any())
 
     def _take_in(self, result: StepResult) -> None:
         """Rows that no step has broken still stand."""
@@ -145,11 +157,14 @@ class _Shard:
     def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor]:
         """Judge everything that the attack proposes for the active rows; and where it fooled the view itself."""
         x, y, batches = self.x[active], self.y[active], self._batches(int(active.sum()))
+        rows = torch.tensor(self.rows, device=self.y.device)[active]
+        self.keeper = Keeper(rows, batches, coupled=self.plan.coupled)
         judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
         plan = self.plan
         for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
             x_adv = answer[active]
             judgements.append(judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches))
+            self.keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
             if step.view != plan.target:
                 with torch.no_grad():
                     fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y
