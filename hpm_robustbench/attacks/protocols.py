@@ -28,7 +28,7 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     transferred = tuple(Step(view, attack, MSA) for attack in COMPONENTS for view in linear)
     if batching.row_independent:
         weak = (Step("l2", "apgd-ce", MSA), Step("soft", "apgd-ce", MSA))
-        return (*standard("hpm"), Step("hpm", "conjunction", MSA), *transferred, *weak)
+        return (*standard("hpm"), Step("hpm", "conjunction", MSA), *transferred, *weak, Step("hpm", "hard-label", MSA))
     return _TOGETHER + transferred + _FOR_FEW_VICTIMS
 
 
@@ -36,8 +36,9 @@ _TOGETHER = (
     Step("hpm", "joint", MSA, {"loss": "ce"}),
     Step("hpm", "joint", MSA, {"loss": "dlr"}),
     Step("soft", "joint", MSA, {"loss": "ce"}),
+    Step("hpm", "joint-square", MSA),
 )
-"""The whole batch moves against all of its rows."""
+"""The whole batch moves against all of its rows, by gradients and without."""
 _FOR_FEW_VICTIMS = (
     Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 16}),
     Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 4}),

@@ -53,6 +53,7 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
         "square@base",
         "apgd-ce@l2",
         "apgd-ce@soft",
+        "hard-label@hpm",
     ]
 
 
@@ -61,6 +62,7 @@ def test_msa_on_joint_batches():
         "joint@hpm.loss-ce",
         "joint@hpm.loss-dlr",
         "joint@soft.loss-ce",
+        "joint-square@hpm",
         "apgd-ce@base",
         "apgd-t@base",
         "fab-t@base",
