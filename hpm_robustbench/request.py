@@ -67,7 +67,8 @@ def spec_to_run(
 def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
     if weights is None:
         return spec
-    return replace(spec, weights=replace(at_commits(weights_from_text(weights)), parts=spec.weights.parts))
+    found, own = at_commits(weights_from_text(weights)), spec.weights
+    return replace(spec, weights=replace(found, parts=own.parts, leftover=own.leftover))
 
 
 def own_spec(

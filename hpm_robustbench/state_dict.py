@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -45,19 +45,23 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return _without_prefixes(_unwrap(content, path))
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, leftover: Sequence[str] = ()) -> None:
     """Put a state dict into a network, all of it or none.
 
     Only constants that the architecture brings along (normalisation buffers, BatchNorm's counters) may be missing.
+    Only a second name of a tensor that the network takes may be left over, as where authors have put some of their
+    layers into a list as well (Andriushchenko2020's ``model_preact_hl1``).
 
     Args:
         module: the network; unchanged if the state does not fit.
         state: as ``read_state_dict`` returns it; a prefix that was taken off is put back if the network wants it.
         source: where the state comes from, for the message.
+        leftover: last parts of names that belong to training alone, see ``WeightsRef``.
 
     Raises:
         IntegrityError: a tensor is missing, left over or of another shape.
     """
+    state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in leftover}
     problems = _misfits(module, state)
     fitting = next((form for form in _forms(state) if not _misfits(module, form)), None)
     if fitting is None:
@@ -229,13 +233,20 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def _is_second_name(key: str, state: Mapping[str, Tensor], expected: Collection[str]) -> bool:
+    """Whether a tensor is one that the network takes under a name with the same last part."""
+    last = key.rpartition(".")[2]
+    taken = (other for other in expected if other in state and other.rpartition(".")[2] == last)
+    return any(torch.equal(state[key], state[other]) for other in taken)
+
+
 def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """In words, what keeps ``state`` from being the whole state of ``module``."""
     expected = module.state_dict()
     learned = dict(module.named_parameters(remove_duplicate=False))
     constants = {key for key in expected if key.rpartition(".")[2] in _CONSTANTS and key not in learned}
     missing = [key for key in expected if key not in state and key not in constants]
-    unexpected = [key for key in state if key not in expected]
+    unexpected = [key for key in state if key not in expected and not _is_second_name(key, state, expected)]
     misshapen = [
         f"{key} {list(state[key].shape)} instead of {list(tensor.shape)}"
         for key, tensor in expected.items()

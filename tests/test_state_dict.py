@@ -155,6 +155,24 @@ def test_weights_that_do_not_fit_change_nothing(change, problem):
     assert same(net.state_dict(), before)
 
 
+def test_a_second_name_of_a_tensor_is_passed_over_and_nothing_else():
+    """As in the files of Andriushchenko2020Understanding, whose ``model_preact_hl1`` lists layers that have names."""
+    net, state = Net(), {**STATE, "first_layers.1.weight": STATE["norm.weight"]}
+    load_into(net, state, "test")
+    assert same(net.state_dict(), STATE)
+    for other in (STATE["norm.weight"] + 1e-6, STATE["norm.bias"], torch.ones(1)):
+        with pytest.raises(IntegrityError, match=r"1 unexpected \(first_layers\.1\.weight\)"):
+            load_into(net, {**STATE, "first_layers.1.weight": other}, "test")
+
+
+def test_what_training_left_is_passed_over_where_the_spec_says_so():
+    net, state = Net(), {**STATE, "fc.scores": torch.zeros_like(STATE["fc.weight"])}
+    load_into(net, state, "test", ("scores",))
+    assert same(net.state_dict(), STATE)
+    with pytest.raises(IntegrityError, match=r"1 unexpected \(fc\.scores\)"):
+        load_into(net, state, "test")
+
+
 def itself() -> dict:
     endless: dict = {}
     endless["model"] = endless

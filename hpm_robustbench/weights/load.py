@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from hpm_robustbench.architectures import build
 from hpm_robustbench.errors import IntegrityError, InvalidInput
@@ -52,11 +52,29 @@ def assemble(spec: ModelSpec, originals: Sequence[Original], model_dir: Path, tr
     """Put the tensors of located files into a spec's network; see ``load_weights``."""
     states = [read_tensors(original.path, original.checksum, model_dir, trust) for original in originals]
     model = build(spec)
-    parts = _parts(model, spec.weights)
-    _check_covered(model, parts, spec)
-    for part, state, original in zip(parts, states, originals, strict=True):
-        load_into(part, state, str(original.path))
+    fill(model, spec.weights, states, [str(original.path) for original in originals])
     return Loaded(model, tuple(original.checksum.sha256 for original in originals))
+
+
+def fill(
+    model: nn.Module, reference: WeightsRef, states: Sequence[Mapping[str, Tensor]], sources: Sequence[str]
+) -> None:
+    """Put the state dicts of a checkpoint's files into the network that they belong to, strictly.
+
+    Args:
+        model: as ``build`` returns it.
+        reference: says what each file holds.
+        states: one for each file, as ``read_state_dict`` returns it.
+        sources: where each comes from, for messages.
+
+    Raises:
+        InvalidInput: the network does not consist of so many parts.
+        IntegrityError: something learned is in no file, or a file does not fit its part.
+    """
+    parts = _parts(model, reference)
+    _check_covered(model, parts, reference)
+    for part, state, source in zip(parts, states, sources, strict=True):
+        load_into(part, state, source, reference.leftover)
 
 
 def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
@@ -87,13 +105,13 @@ def _parts(model: nn.Module, reference: WeightsRef) -> Sequence[nn.Module]:
     return parts
 
 
-def _check_covered(model: nn.Module, parts: Sequence[nn.Module], spec: ModelSpec) -> None:
+def _check_covered(model: nn.Module, parts: Sequence[nn.Module], reference: WeightsRef) -> None:
     """See that nothing learned stays random: constants that the architecture sets may lie outside the parts."""
     covered = {id(parameter) for part in parts for parameter in part.parameters()}
     outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
     if outside:
         raise IntegrityError(
-            wanted=f"weights for all of {type(model).__name__} in {spec.weights}",
+            wanted=f"weights for all of {type(model).__name__} in {reference}",
             got=f"none for {', '.join(outside[:3])}{', ...' if len(outside) > 3 else ''}",
             next_step="give one file with the whole state dict",
         )

@@ -41,7 +41,8 @@ class WeightsRef:
 
     ``cache`` is where RobustBench keeps a Google Drive file below its model folder, such as
     ``cifar10/Linf/Carmon2019Unlabeled.pt``; ``shared`` says for each file where it keeps the same one for other models.
-    ``parts`` says for each file which part of the network it holds, where that is not an ensemble's member.
+    ``parts`` says for each file which part of the network it holds, where that is not an ensemble's member;
+    ``leftover`` names tensors, by the last part of their names, that training left in a file and no network reads.
     """
 
     source: str
@@ -50,6 +51,7 @@ class WeightsRef:
     cache: str = ""
     shared: tuple[tuple[str, ...], ...] = ()
     parts: tuple[Part, ...] = ()
+    leftover: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"

@@ -1,7 +1,7 @@
 """How the models that do not end in one linear layer are put together and taken apart: ``special.json``.
 
-Its keys are ``dataset/threat/name``; ``parts`` says what each of several weights files holds, the rest is a
-``HeadRule``.
+Its keys are ``dataset/threat/name``; ``parts`` says what each of several weights files holds, ``leftover`` what
+training left in them, the rest is a ``HeadRule``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 from hpm_robustbench.zoo.spec import HeadRule, Part
 
+_OF_WEIGHTS = ("parts", "leftover")
+
 
 def head_rule(key: str, path: str | None) -> HeadRule:
     """The rule for one of RobustBench's entries; ``path`` is its last linear layer, if it has one."""
-    rule = {name: value for name, value in _special().get(key, {}).items() if name != "parts"}
+    rule = {name: value for name, value in _special().get(key, {}).items() if name not in _OF_WEIGHTS}
     return HeadRule(path=path, members=tuple(rule.pop("members", ())), **rule)
 
 
@@ -25,6 +27,11 @@ def weights_parts(key: str) -> tuple[Part, ...]:
     """What each weights file of an entry holds, where it is not the network or an ensemble's member."""
     parts = _special().get(key, {}).get("parts", ())
     return tuple(part if isinstance(part, str) else tuple(sorted(part.items())) for part in parts)
+
+
+def weights_leftover(key: str) -> tuple[str, ...]:
+    """What an entry's files hold beyond the network, by the last part of names; see ``WeightsRef``."""
+    return tuple(_special().get(key, {}).get("leftover", ()))
 
 
 @lru_cache(maxsize=1)

@@ -1,22 +1,33 @@
 """One contract, every model: built with random weights, each is taken apart, wrapped and ready to be attacked.
 
+Before that it is written in every layout that RobustBench's loader accepts, and loaded back bit for bit.
 A dozen of many kinds here; all of them in ``tox -e zoo``.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hpm_robustbench.architectures import build
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.load import Wrapped, wrap
+from hpm_robustbench.state_dict import read_state_dict
 from hpm_robustbench.threat import Dataset
+from hpm_robustbench.weights import STRICT, locate
+from hpm_robustbench.weights.converted import read_tensors
+from hpm_robustbench.weights.load import fill
+from hpm_robustbench.weights.places import places
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec
 
@@ -51,10 +62,31 @@ def images_of(spec: ModelSpec) -> ExampleSet:
     return ExampleSet(Dataset(spec.dataset, known.n_classes, shape), "train", images, torch.arange(2 * N))
 
 
+State: TypeAlias = Mapping[str, Tensor]
+Modules: TypeAlias = Mapping[str, nn.Module]
+"""What one file holds: a network under no name, or several by their names."""
+CONSTANTS = ("mu", "sigma", "mean", "std", "num_batches_tracked")
+WRAPPED: tuple[tuple[Callable[[State], Any], str], ...] = (
+    (lambda state: state, ""),
+    (lambda state: {"state_dict": state, "epoch": 3}, "module."),
+    (lambda state: {"last": state, "best": {}}, "module.model."),
+    (lambda state: {"last": {"state_dict": state}}, "model."),
+)
+"""How a state dict may lie in a file, and the prefix of its names."""
+
+
 @pytest.fixture(autouse=True)
 def _memory_returned() -> Iterator[None]:
     yield
     gc.collect()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of checkpoints that is not kept: they are many gigabytes."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 def test_all_are_there() -> None:
@@ -65,10 +97,12 @@ def test_all_are_there() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*saved_variables.*:DeprecationWarning")
 @pytest.mark.parametrize("spec", CASES)
-def test_every_model_keeps_the_contract(spec: ModelSpec) -> None:
+def test_every_model_keeps_the_contract(spec: ModelSpec, folder: Path, request: pytest.FixtureRequest) -> None:
+    network = build(spec)
+    _loads_back(network, spec, folder, by_the_whole_road=request.node.get_closest_marker("zoo") is not None)
     examples = images_of(spec)
     others = examples.images[N:]  # an image that is its class's prototype has no gradient towards it
-    wrapped = wrap(build(spec), examples.head(N), head=spec.head)  # proves that the model's answer is unchanged
+    wrapped = wrap(network, examples.head(N), head=spec.head)  # proves that the model's answer is unchanged
     _is_frozen(wrapped)
     _shows_gradients_everywhere(wrapped, others[:2])
     _answers_each_image_for_itself(wrapped, others)
@@ -97,3 +131,86 @@ def _answers_each_image_for_itself(wrapped: Wrapped, images: torch.Tensor) -> No
             together, alone = model(images), torch.cat([model(image) for image in images.split(1)])
             scale = together.abs().max()
             assert (together - alone).abs().max() <= 1e-4 * scale
+
+
+def _loads_back(network: nn.Module, spec: ModelSpec, folder: Path, *, by_the_whole_road: bool) -> None:
+    """A checkpoint in each layout gives the very tensors that were written; constants may be the architecture's own."""
+    _make_every_tensor_its_own(network)
+    torch.save(network.state_dict(), folder / "written.pt")
+    written = torch.load(folder / "written.pt", mmap=True, weights_only=True)
+    parts, paths = _parts(network, spec), [place.path for place in places(spec.weights, folder)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(len(WRAPPED)):
+        for path, part in zip(paths, parts, strict=True):
+            torch.save(_content(part, spec, number), path)
+            _forget(part, but=CONSTANTS if number else ())
+        if by_the_whole_road and number == 1:
+            originals = locate(spec, folder)
+            states = [read_tensors(original.path, original.checksum, folder, STRICT) for original in originals]
+        else:
+            states = [read_state_dict(path) for path in paths]
+        fill(network, spec.weights, states, [path.name for path in paths])
+        assert network.state_dict().keys() == written.keys()
+        assert all(torch.equal(tensor, written[key]) for key, tensor in network.state_dict().items())
+
+
+def _make_every_tensor_its_own(network: nn.Module) -> None:
+    """No two tensors alike, as after training: where all biases are zero, nobody sees them change places."""
+    noise = torch.Generator().manual_seed(2)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.randn(tensor.shape, generator=noise, dtype=tensor.dtype), alpha=1e-6)
+
+
+def _parts(network: nn.Module, spec: ModelSpec) -> list[Modules]:
+    """What each file of a checkpoint holds."""
+    if spec.weights.parts:
+        named = [(("", part),) if isinstance(part, str) else part for part in spec.weights.parts]
+        return [{name: network.get_submodule(path) for name, path in part} for part in named]
+    return [{"": member} for member in (network.models if len(spec.weights.locators) > 1 else [network])]
+
+
+def _forget(part: Modules, but: tuple[str, ...]) -> None:
+    for module in part.values():
+        for key, tensor in module.state_dict().items():
+            if key.rpartition(".")[2] not in but:
+                tensor.zero_()
+
+
+def _content(part: Modules, spec: ModelSpec, number: int) -> Any:
+    """What a file may hold; under number 0 all tensors as they are."""
+    if "" not in part:  # several networks side by side, whose names upstream takes as they are
+        beside = {name: module.state_dict() for name, module in part.items()}
+        return {"state_dict": beside} if number % 2 else beside
+    (wrapped, prefix), forms = WRAPPED[number], list(_forms(part[""].state_dict()))
+    form = forms[number % len(forms)]
+    return wrapped({f"{prefix}{key}": tensor for key, tensor in _with_leftovers(form, spec).items()})
+
+
+def _forms(state: State) -> Iterator[State]:
+    """The names that a file may give a network's tensors."""
+    yield state
+    learned = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in CONSTANTS}
+    yield learned
+    if all(key.startswith("model.") for key in learned):  # RobustBench puts the normalisation in front by itself
+        inner = {key.removeprefix("model."): tensor for key, tensor in learned.items()}
+        yield inner
+        if "head.fc.weight" in inner and any("relative_position" in key for key in inner):
+            yield {_as_before_timm_0_9(key): tensor for key, tensor in inner.items()}
+
+
+def _as_before_timm_0_9(key: str) -> str:
+    older = re.sub(r"layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", key)
+    return older.replace("head.fc.", "head.")
+
+
+def _with_leftovers(state: State, spec: ModelSpec) -> State:
+    """What some authors' files hold besides, which RobustBench passes over."""
+    extra = {}
+    if spec.name.startswith(("Andriushchenko2020", "Kireev2021")):
+        extra["model_preact_hl1.1.weight"] = state["conv1.weight"]
+        extra["model_preact_hl1.2.bias"] = state["layer1.0.bn1.bias"]
+    if spec.name.startswith("Diffenderfer2021"):
+        extra["conv1.scores"] = torch.rand_like(state["conv1.weight"])
+    return {**state, **extra}
