@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import partial
@@ -79,13 +80,15 @@ class Entry(NamedTuple):
     """An entry of RobustBench's zoo.
 
     ``facts`` is what its ``model_dicts`` say. Where the network is registered with timm, ``timm_name`` is its name
-    there and ``address`` is where timm fetches its weights.
+    there, ``address`` is where timm fetches its weights, and ``preprocessing`` says in RobustBench's way of naming what
+    timm would do to an image.
     """
 
     facts: Mapping[str, Any]
     n_classes: int
     timm_name: str | None
     address: str | None
+    preprocessing: str | None
 
 
 def robustbench_entries() -> dict[str, Entry]:
@@ -104,12 +107,17 @@ def robustbench_entries() -> dict[str, Entry]:
     }
 
 
-def _in_timm(name: str, dataset: str, threat: str) -> tuple[str, str] | tuple[None, None]:
-    """The name that RobustBench's ``load_model`` would ask timm for, and its address, if timm knows it."""
+def _in_timm(name: str, dataset: str, threat: str) -> tuple[str, str, str] | tuple[None, None, None]:
+    """The name that RobustBench's ``load_model`` would ask timm for, and what timm holds for it, if timm knows it."""
     import timm  # noqa: PLC0415 - slow to import, and only after RobustBench has registered its networks
 
     timm_name = f"{name.lower().replace('-', '_')}_{dataset}_{threat.lower()}"
-    return (timm_name, timm.get_pretrained_cfg(timm_name).url) if timm.is_model(timm_name) else (None, None)
+    if not timm.is_model(timm_name):
+        return None, None, None
+    held = timm.get_pretrained_cfg(timm_name)
+    side = held.input_size[1]
+    bicubic = "Bicubic" if held.interpolation == "bicubic" else ""
+    return timm_name, held.url, f"{bicubic}Res{math.floor(side / held.crop_pct)}Crop{side}"
 
 
 def _robustbench_entry(target: str) -> Callable[[], object]:

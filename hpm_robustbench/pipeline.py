@@ -24,6 +24,7 @@ from hpm_robustbench.data import (
     select,
 )
 from hpm_robustbench.data.known import KNOWN
+from hpm_robustbench.data.preprocessing import Preprocessing
 from hpm_robustbench.errors import IntegrityError, UnknownName, UsageProblem
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.diagnostics import diagnose
@@ -58,8 +59,6 @@ from hpm_robustbench.zoo.spec import ModelSpec
 COUPLING = "coupling"
 SCREENS = (QUICK, COUPLING)
 _REFERENCE_IMAGES = 128
-_SIDES = {"Crop288": 288}
-"""Preprocessings of RobustBench that end in another size than the dataset's own."""
 _FILE = 500
 """Images of one corruption and severity that are written down together, or one batch if that is larger."""
 
@@ -293,13 +292,14 @@ def conclude(case: Case) -> Outcome | Screen:
     if case.is_screen:
         return Screen(records)
     about_model = {"model": case.about_model} if case.about_model else {}
+    about_images = {"images": f"Preprocessed as {case.spec.preprocessing}."} if case.spec.preprocessing else {}
     build = build_card if case.corrupted is None else build_corruption_card
     card = build(
         case.spec,
         records,
         n_classes=case.test.dataset.n_classes,
         weights_sha256=case.weights_sha256,
-        notes={"prototypes": case.prototypes_from, **about_model},
+        notes={"prototypes": case.prototypes_from, **about_model, **about_images},
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
 
@@ -337,17 +337,19 @@ def _open_clean(spec: ModelSpec, options: RunOptions) -> DataSource:
                 next_step="give the clean ones with --data, and the corrupted ones with --corruptions_data_dir",
             )
         data = None
-    return open_dataset(spec.dataset, data=data, data_dir=options.data_dir)
+    return open_dataset(spec.dataset, data=data, data_dir=options.data_dir, preprocessing=spec.preprocessing)
 
 
 def _check_resolution(spec: ModelSpec, dataset: Dataset) -> None:
     """Refuse images of another size than a model was made for: most networks would run on them, and be wrong."""
-    side = _SIDES.get(spec.preprocessing or "")
-    if side is not None and dataset.image_shape[1:] != (side, side):
+    if spec.preprocessing is None:
+        return
+    side = Preprocessing.parse(spec.preprocessing).side
+    if dataset.image_shape[1:] != (side, side):
         raise UsageProblem(
             wanted=f"images of {side} x {side} for {spec.name}, whose preprocessing is {spec.preprocessing}",
             got=f"{dataset.name} of {dataset.image_shape[1]} x {dataset.image_shape[2]}",
-            next_step="load it with hpm_robustbench.load_model, and give benchmark() images of that size",
+            next_step="name a folder of original images, one folder per class, with --data",
         )
 
 

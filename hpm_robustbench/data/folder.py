@@ -1,10 +1,13 @@
 """Folders of class folders: ``<class>/*.png``, or ``train/<class>/...`` beside ``test/`` (or ``val/``).
 
-Classes are numbered by their folders' names in sorted order, as torchvision's ``ImageFolder`` does.
+Classes are numbered by their folders' names in sorted order, as torchvision's ``ImageFolder`` does. Images are taken as
+they are, unless a preprocessing is named and one of those read has another size than it gives.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +18,11 @@ from PIL import Image
 from hpm_robustbench.data.examples import DataSource, Pair
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.data.pixels import Shape
+from hpm_robustbench.data.preprocessing import Preprocessing
 from hpm_robustbench.errors import IntegrityError, InvalidInput
 from hpm_robustbench.threat import Dataset
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
@@ -24,10 +30,16 @@ _GREY = ("1", "L")
 _COLOUR = ("P", "RGB", "RGBA", "CMYK")
 
 
-def open_folder(name: str, folder: Path) -> DataSource:
+def open_folder(name: str, folder: Path, preprocessing: str | None = None) -> DataSource:
     """A source over class folders; a name that is not known takes its shape from the first image.
 
+    Args:
+        name: of the dataset.
+        folder: holds the class folders, or a folder of them for each split.
+        preprocessing: what is done to original images, see ``Preprocessing``.
+
     Raises:
+        UsageProblem: there is no such preprocessing.
         InvalidInput: no images, training classes that differ, or not as many classes as a known dataset has.
         IntegrityError: the first image cannot be read.
     """
@@ -47,10 +59,13 @@ def open_folder(name: str, folder: Path) -> DataSource:
             next_step="add the missing ones, empty if need be, or give another --dataset name",
         )
     dataset = known or Dataset(name, len(classes), _shape(listing(test)[0][0]))
+    prepare = None if preprocessing is None else Preprocessing.parse(preprocessing)
+    if prepare is not None:
+        dataset = replace(dataset, image_shape=(dataset.image_shape[0], prepare.side, prepare.side))
     return DataSource(
         dataset,
-        partial(_read, test, dataset.image_shape),
-        partial(_read, train, dataset.image_shape) if train else None,
+        partial(_read, test, dataset.image_shape, prepare),
+        partial(_read, train, dataset.image_shape, prepare) if train else None,
     )
 
 
@@ -90,11 +105,14 @@ def listing(root: Path) -> list[tuple[Path, int]]:
     return [files[position] for position in order]
 
 
-def _read(root: Path, shape: Shape, n: int | None) -> Pair:
+def _read(root: Path, shape: Shape, prepare: Preprocessing | None, n: int | None) -> Pair:
     files = listing(root)[:n]
+    if prepare is not None and all(_shape(path)[1:] == shape[1:] for path, _ in files):
+        log.info("the images in %s are %d x %d already and are taken as they are", root, *shape[1:])
+        prepare = None
     images = torch.empty(len(files), *shape)
     for row, (path, _) in enumerate(files):
-        images[row] = read_image(path, shape)
+        images[row] = read_image(path, shape, prepare)
     return images, torch.tensor([label for _, label in files], dtype=torch.int64)
 
 
@@ -103,18 +121,20 @@ def _shape(path: Path) -> Shape:
         return (1 if image.mode in _GREY else 3, image.height, image.width)
 
 
-def read_image(path: Path, shape: Shape) -> torch.Tensor:
-    """One image in [0, 1] as C H W; grey becomes colour where the dataset is in colour, nothing else is changed."""
+def read_image(path: Path, shape: Shape, prepare: Preprocessing | None = None) -> torch.Tensor:
+    """One image in [0, 1] as C H W; grey becomes colour where the dataset is, the rest is up to ``prepare``."""
     channels, height, width = shape
     with _opened(path) as image:
-        if (image.height, image.width) != (height, width) or (channels == 1 and image.mode not in _GREY):
+        fits = prepare is not None or (image.height, image.width) == (height, width)
+        if not fits or (channels == 1 and image.mode not in _GREY):
             raise InvalidInput(
                 wanted=f"every image {height} pixels high, {width} wide and {'grey' if channels == 1 else 'in colour'}",
                 got=f"{path}, {image.height} high, {image.width} wide, mode {image.mode}",
                 next_step="crop, resize or convert the images first; nothing is resized here",
             )
         try:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+            plain = image.convert("L" if channels == 1 else "RGB")
+            pixels = np.asarray(plain if prepare is None else prepare.apply(plain), dtype=np.float32)
         except (OSError, ValueError, SyntaxError) as error:
             raise _unreadable(path, error) from error
     return torch.from_numpy(pixels / 255).reshape(height, width, channels).permute(2, 0, 1)

@@ -12,18 +12,22 @@ from hpm_robustbench.data.digits import open_digits
 from hpm_robustbench.data.examples import DataSource
 from hpm_robustbench.data.folder import open_folder
 from hpm_robustbench.data.idx import has_idx_files, open_idx
+from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.data.npz import open_npz
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.zoo.spec import check_name
 
 
-def open_dataset(name: str, *, data: Path | None = None, data_dir: Path = Path("data")) -> DataSource:
+def open_dataset(
+    name: str, *, data: Path | None = None, data_dir: Path = Path("data"), preprocessing: str | None = None
+) -> DataSource:
     """The source of a dataset.
 
     Args:
         name: a known dataset, or any safe name if ``data`` is given. A known one keeps its classes and image shape.
         data: a .npz file, a folder of idx files or a folder of class folders to read instead of the usual place.
         data_dir: where known datasets that are not part of a package lie.
+        preprocessing: what is done to images in class folders that are originals, see ``Preprocessing``.
 
     Raises:
         UnknownName: no such dataset, and no ``data``.
@@ -32,18 +36,20 @@ def open_dataset(name: str, *, data: Path | None = None, data_dir: Path = Path("
         InvalidInput: arrays or folders break the contract.
     """
     check_name("dataset", name)
+    if name == "imagenet":
+        data = data or _validation_folder(data_dir)
     if data is not None:
-        return _open_path(name, data)
+        return _open_path(name, data, preprocessing)
     if name not in _LOADERS:
-        raise UnknownName("dataset", name, _LOADERS, next_step="(or give --data PATH, which makes any name usable)")
+        raise UnknownName("dataset", name, KNOWN, next_step="(or give --data PATH, which makes any name usable)")
     return _LOADERS[name](data_dir)
 
 
-def _open_path(name: str, path: Path) -> DataSource:
+def _open_path(name: str, path: Path, preprocessing: str | None) -> DataSource:
     if not os.access(path, os.R_OK):
         trouble = "is not there, or may not be read"
     elif path.is_dir():
-        return open_idx(name, path) if has_idx_files(path) else open_folder(name, path)
+        return open_idx(name, path) if has_idx_files(path) else open_folder(name, path, preprocessing)
     elif path.suffix.lower() == ".npz":
         return open_npz(name, path)
     else:
@@ -66,12 +72,12 @@ def _open_mnist(data_dir: Path) -> DataSource:
     )
 
 
-def _open_imagenet(data_dir: Path) -> DataSource:
+def _validation_folder(data_dir: Path) -> Path:
     folder = data_dir / "val"
     if folder.is_dir():
-        return open_folder("imagenet", folder)
+        return folder
     raise UsageProblem(
-        wanted=f"ImageNet's validation images, cropped to 224 x 224, as {folder / '<class>' / '*.png'}",
+        wanted=f"ImageNet's validation images, the originals or as the model wants them, as {folder / '<class>' / '*'}",
         got=f"no folder {folder}",
         next_step="put one folder per class there, or name a folder or .npz file with --data",
     )
@@ -82,5 +88,4 @@ _LOADERS: dict[str, Callable[[Path], DataSource]] = {
     "mnist": _open_mnist,
     "cifar10": partial(open_cifar, "cifar10"),
     "cifar100": partial(open_cifar, "cifar100"),
-    "imagenet": _open_imagenet,
 }

@@ -1,8 +1,7 @@
 """RobustBench's zoo as specs, from ``robustbench.json``: listing it takes no RobustBench and no torch.
 
 ``make_index`` writes the index, and says what it is made of. ``built_as`` names another entry with the same network,
-for an entry whose own constructor downloads; ``preprocessing`` ``timm`` stands for the configuration that timm holds
-for the model.
+for an entry whose own constructor downloads.
 """
 
 from __future__ import annotations

@@ -101,19 +101,22 @@ def _need(wanted: Iterable[str], given: Mapping[str, Any], what: str) -> None:
 
 
 def _entry(key: str, entry: Entry, reviewed: Mapping[str, str], row: Mapping[str, str]) -> dict[str, Any]:
-    preprocessing = entry.facts.get("preprocessing")
-    if preprocessing is None and key.startswith("imagenet/"):
-        preprocessing = "timm"  # the configuration that timm holds for the network
     found = {
         "gdrive": _several(entry.facts["gdrive_id"]),
         "upstream": entry.address or reviewed.get("upstream"),
         "built_as": reviewed.get("built_as"),
-        "preprocessing": preprocessing,
+        "preprocessing": _preprocessing(key, entry),
         "head": reviewed.get("head"),
         "n_params": int(reviewed["n_params"]),
         "license": reviewed["license"],
     }
     return {**_key(key), **{name: value for name, value in found.items() if value}, **_facts(key, row)}
+
+
+def _preprocessing(key: str, entry: Entry) -> str | None:
+    """What RobustBench's ``get_preprocessing`` chooses: for ImageNet alone, and timm's own before what it states."""
+    stated: str | None = entry.facts.get("preprocessing")
+    return (entry.preprocessing or stated) if key.startswith("imagenet/") else None
 
 
 def _published(key: str, row: Mapping[str, str]) -> dict[str, Any]:

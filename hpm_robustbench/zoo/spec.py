@@ -114,8 +114,9 @@ class ModelSpec:
     """One model on one track.
 
     ``factory`` says how to build the bare network: ``python:package.module:function`` calls a function without
-    arguments; ``robustbench:dataset/threat/name`` asks RobustBench. ``n_params`` counts parameters, also those that the
-    network never uses.
+    arguments; ``robustbench:dataset/threat/name`` asks RobustBench. ``preprocessing`` names what is done to original
+    images before the network sees them, see ``data.preprocessing``; None: nothing. ``n_params`` counts parameters, also
+    those that the network never uses.
     """
 
     name: str

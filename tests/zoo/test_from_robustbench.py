@@ -8,6 +8,7 @@ from importlib.resources import files
 
 import pytest
 
+from hpm_robustbench.data.preprocessing import Preprocessing
 from hpm_robustbench.robustbench_compat import import_robustbench, import_torchvision
 from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.zoo.from_robustbench import read_index, robustbench_specs
@@ -39,11 +40,26 @@ def test_same_google_drive_ids(installed):
     assert ours == {key: [ids] if ids and isinstance(ids, str) else ids or None for key, ids in theirs.items()}
 
 
-def test_same_preprocessing_where_robustbench_states_one(installed):
+def test_the_preprocessing_that_robustbench_would_choose(installed):
+    """For ImageNet alone: timm's where timm knows the network, although another may be stated, else what is stated."""
+    import timm
+    from robustbench.data import get_timm_model_preprocessing
+    from torchvision.transforms import InterpolationMode
+
     stated = {key: entry["preprocessing"] for key, entry in installed.items() if "preprocessing" in entry}
-    ours = {key: entry["preprocessing"] for key, entry in INDEX.items() if "preprocessing" in entry}
-    assert stated.items() <= ours.items()
-    assert {key for key in ours if key not in stated} == {key for key in ours if ours[key] == "timm"}
+    ours = {"/".join(key): entry.get("preprocessing") for key, entry in INDEX.items()}
+    for key, chosen in ours.items():
+        dataset, threat, name = key.split("/")
+        registered = f"{name}_{dataset}_{threat}".lower().replace("-", "_")
+        if dataset != "imagenet":
+            assert chosen is None
+        elif not timm.is_model(registered):
+            assert chosen == stated[tuple(key.split("/"))]
+        elif "XCiT" not in name or name.endswith("S12"):  # it builds the network to look at this
+            resize, crop, _ = get_timm_model_preprocessing(registered).transforms
+            wanted = Preprocessing.parse(chosen)
+            assert (resize.size, crop.size) == (wanted.resize, (wanted.crop, wanted.crop))
+            assert (resize.interpolation == InterpolationMode.BICUBIC) == wanted.bicubic
 
 
 def test_upstream_addresses_are_those_of_timm_and_torchvision(installed):
