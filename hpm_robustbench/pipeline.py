@@ -19,6 +19,7 @@ from hpm_robustbench.data import (
     DataSource,
     ExampleSet,
     corrupted_folder,
+    holds_clean,
     open_corrupted,
     open_dataset,
     select,
@@ -327,9 +328,10 @@ def _device(name: str) -> torch.device:
 
 
 def _open_clean(spec: ModelSpec, options: RunOptions) -> DataSource:
-    """The dataset itself; on a corruption track a folder of corrupted images does not stand in for it."""
+    """The dataset itself; on a corruption track a folder of corrupted images alone does not stand in for it."""
     data = options.data
-    if isinstance(spec.threat, Corruptions) and data is not None and corrupted_folder(spec.dataset, data):
+    corrupted = isinstance(spec.threat, Corruptions) and data is not None and corrupted_folder(spec.dataset, data)
+    if corrupted and data is not None and not holds_clean(spec.dataset, data):
         if spec.dataset not in KNOWN:
             raise UsageProblem(
                 wanted=f"the clean images of {spec.dataset} beside the corrupted ones",

@@ -29,12 +29,16 @@ _OF_ONE_THREAT = (
     "corruptions_mce_3d",
 )
 """Published figures that say nothing about another threat model."""
+_OF_ONE_CHECKPOINT = ("clean_acc", *_OF_ONE_THREAT)
+"""Published figures that say nothing about other weights."""
 
 
 def find_spec(
     model: str, dataset: str | None = None, threat_model: str | None = None, weights: str | None = None
 ) -> ModelSpec:
-    """A known model on its own track (see ``Catalog.find``), with its own weights or the same from elsewhere.
+    """A known model on its own track (see ``Catalog.find``), with its own weights or others.
+
+    Weights from elsewhere take the published figures away: nobody has seen that these were measured on them.
 
     Raises:
         UnknownName: no such model or threat model; the message shows the nearest names.
@@ -68,7 +72,12 @@ def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
     if weights is None:
         return spec
     found, own = at_commits(weights_from_text(weights)), spec.weights
-    return replace(spec, weights=replace(found, parts=own.parts, leftover=own.leftover))
+    other = replace(found, parts=own.parts, leftover=own.leftover)
+    return replace(spec, weights=other, paper=_without(spec.paper, _OF_ONE_CHECKPOINT))
+
+
+def _without(paper: Paper, figures: Sequence[str]) -> Paper:
+    return replace(paper, **{key: getattr(Paper(), key) for key in figures})
 
 
 def own_spec(
@@ -114,9 +123,8 @@ def under(spec: ModelSpec, threat: Threat) -> ModelSpec:
     """
     if threat == spec.threat:
         return spec
-    unpublished = {key: getattr(Paper(), key) for key in _OF_ONE_THREAT}
     suffix = f"_eps{threat.budget.replace('/', '-')}" if threat.budget else ""
-    return replace(spec, name=f"{spec.name}{suffix}", threat=threat, paper=replace(spec.paper, **unpublished))
+    return replace(spec, name=f"{spec.name}{suffix}", threat=threat, paper=_without(spec.paper, _OF_ONE_THREAT))
 
 
 def run_options(

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem
 
+READING = 1
+"""To be raised whenever a file gives other tensors or names than before: earlier conversions are out of date then."""
+
 _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number that torch.save wrote before 1.6, within the first bytes of a file."""

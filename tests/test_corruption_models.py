@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hpm_robustbench
 from hpm_robustbench.architectures import build
+from hpm_robustbench.data import open_dataset
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.backbone import split
-from hpm_robustbench.pipeline import RunOptions, evaluate
+from hpm_robustbench.pipeline import RunOptions, evaluate, prepare
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.threat import Batching, Corruptions
+from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
 SMALL = ["Hendrycks2020AugMix_WRN", "Hendrycks2020AugMix_ResNeXt", "Modas2021PRIMEResNet18"]
 
@@ -75,6 +79,31 @@ def test_an_entry_meets_a_corrupted_set(tmp_path: Path) -> None:
     assert card.hpm_bench.evaluations[0].right["fog"] == right
     assert card.hpm_bench.published.corruptions_acc == "88.82"
     assert (card.architecture, card.venue) == (spec.paper.architecture, "ICLR 2020")
+
+
+def write_classes(world, split: Path, labels: np.ndarray, brightness: float = 1) -> None:
+    for row, (pixels, label) in enumerate(zip(world.images_of(labels), labels, strict=True)):
+        folder = split / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((brightness * pixels[..., 0]).astype(np.uint8)).save(folder / f"{row}.png")
+
+
+def test_clean_images_beside_the_corrupted_ones_are_used(world, tmp_path: Path) -> None:
+    write_classes(world, tmp_path / "test", np.arange(10))
+    write_classes(world, tmp_path / "train", np.arange(20) % 10, brightness=0.9)
+    clean = open_dataset("pixels", data=tmp_path).test()
+    folder = world.write_set(tmp_path / "pixels-C", clean.labels.numpy())
+    weights = WeightsRef("memory", ())
+    spec = ModelSpec("Brightest", "pixels", Corruptions(), "python:memory:model", weights)
+    options = RunOptions(batchings=(Batching.SOLO,), data=tmp_path, output=tmp_path / "out")
+    case = prepare(spec, options, model=world.classifier())
+    assert torch.equal(case.test.images, clean.images)
+    assert "20 train images" in case.prototypes_from
+    assert case.corrupted is not None and case.corrupted.folder == folder
+
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(UsageProblem, match="the clean images of pixels beside the corrupted ones"):
+        prepare(spec, options, model=world.classifier())
 
 
 def test_a_model_of_ones_own_in_a_few_lines(world, tmp_path: Path) -> None:

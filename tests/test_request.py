@@ -46,6 +46,20 @@ def test_a_model_may_be_tried_under_a_threat_model_it_was_not_made_for(
     assert (asked.paper.autoattack_acc, asked.paper.corruptions_acc, asked.paper.reported) == (None, None, None)
 
 
+def test_what_was_published_of_other_weights_is_not_said_of_these() -> None:
+    home, asked = find_spec("Carmon2019Unlabeled"), find_spec("Carmon2019Unlabeled", weights="mine.safetensors")
+    assert (home.paper.clean_acc, home.paper.autoattack_acc) == ("89.69", "59.53")
+    assert (asked.paper.clean_acc, asked.paper.autoattack_acc, asked.paper.unreliable) == (None, None, None)
+    assert (asked.paper.title, asked.paper.license) == (home.paper.title, home.paper.license)
+    assert str(asked.weights) == "file:mine.safetensors"
+
+
+def test_other_weights_are_still_put_together_as_the_models_own() -> None:
+    for name in ("Bai2024MixedNUTS", "Diffenderfer2021Winning_Binary"):
+        home, asked = find_spec(name), find_spec(name, weights="mine.safetensors")
+        assert (asked.weights.parts, asked.weights.leftover) == (home.weights.parts, home.weights.leftover)
+
+
 @pytest.mark.parametrize(
     ("threat_model", "eps", "message"),
     [

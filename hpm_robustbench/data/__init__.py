@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpm_robustbench.data.corrupted import CorruptedSource, corrupted_folder, open_corrupted
     from hpm_robustbench.data.examples import DataSource, ExampleSet
-    from hpm_robustbench.data.registry import open_dataset
+    from hpm_robustbench.data.registry import holds_clean, open_dataset
     from hpm_robustbench.data.selection import select
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "DataSource",
     "ExampleSet",
     "corrupted_folder",
+    "holds_clean",
     "open_corrupted",
     "open_dataset",
     "select",
@@ -29,6 +30,7 @@ _HOMES = {
     "DataSource": "examples",
     "ExampleSet": "examples",
     "corrupted_folder": "corrupted",
+    "holds_clean": "registry",
     "open_corrupted": "corrupted",
     "open_dataset": "registry",
     "select": "selection",

@@ -49,16 +49,31 @@ def _open_path(name: str, path: Path, preprocessing: str | None) -> DataSource:
     if not os.access(path, os.R_OK):
         trouble = "is not there, or may not be read"
     elif path.is_dir():
-        return open_idx(name, path) if has_idx_files(path) else open_folder(name, path, preprocessing)
+        return _open_directory(name, path, preprocessing)
     elif path.suffix.lower() == ".npz":
         return open_npz(name, path)
     else:
         trouble = "is a file of another kind"
     raise UsageProblem(
-        wanted="--data as a .npz file, a folder with t10k-images-idx3-ubyte, or a folder of class folders",
+        wanted="--data as a .npz file, a folder with t10k-images-idx3-ubyte, a folder of class folders, or CIFAR's own",
         got=f"{path}, which {trouble}",
         next_step="name a readable one",
     )
+
+
+def _open_directory(name: str, path: Path, preprocessing: str | None) -> DataSource:
+    if _has_archive(name, path):
+        return open_cifar(name, path)
+    return open_idx(name, path) if has_idx_files(path) else open_folder(name, path, preprocessing)
+
+
+def holds_clean(name: str, folder: Path) -> bool:
+    """Whether a folder that holds the corrupted images of a dataset also holds the clean ones, for ``open_dataset``."""
+    return _has_archive(name, folder) or has_idx_files(folder) or any((folder / s).is_dir() for s in ("test", "val"))
+
+
+def _has_archive(name: str, folder: Path) -> bool:
+    return name in _ARCHIVES and (folder / _ARCHIVES[name]).is_dir()
 
 
 def _open_mnist(data_dir: Path) -> DataSource:
@@ -83,6 +98,8 @@ def _validation_folder(data_dir: Path) -> Path:
     )
 
 
+_ARCHIVES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+"""What the official archives unpack to."""
 _LOADERS: dict[str, Callable[[Path], DataSource]] = {
     "digits": lambda data_dir: open_digits(),
     "mnist": _open_mnist,

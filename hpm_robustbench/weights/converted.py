@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as safetensors, made once by a process of its own.
 
     converted/<sha256 of the original>.safetensors    the tensors, under the names that ``read_state_dict`` gives them
-    converted/<sha256 of the original>.json           what they hash to, and what the original was allowed to use
+    converted/<sha256 of the original>.json           what they hash to, how the original was read, what it might use
 
 The second file is written last; without it, or if it does not fit, the first one counts for nothing.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hpm_robustbench.ledger.atomic import write_atomic
-from hpm_robustbench.state_dict import read_state_dict
+from hpm_robustbench.state_dict import READING, read_state_dict
 from hpm_robustbench.weights.conversion import convert
 from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.trust import Trust, measure
@@ -71,6 +71,7 @@ def _convert_beside(original: Path, checksum: Checksum, kept: Path, trust: Trust
         convert(original, made, trust.allow_globals)
         facts = {
             "sha256": measure(made).sha256,
+            "reading": READING,
             "original": {"size": checksum.size, "sha256": checksum.sha256},
             "allowed_globals": sorted(trust.allow_globals),
         }
@@ -79,7 +80,7 @@ def _convert_beside(original: Path, checksum: Checksum, kept: Path, trust: Trust
 
 
 def _is_whole(kept: Path) -> bool:
-    """Whether a converted file is there and is still what was written."""
+    """Whether a converted file is there, is still what was written, and what would be written today."""
     try:
         facts = json.loads(kept.with_suffix(".json").read_bytes())
         whole = isinstance(facts, dict) and facts.get("sha256") == measure(kept).sha256
@@ -89,7 +90,7 @@ def _is_whole(kept: Path) -> bool:
         whole = False
     if not whole:
         log.warning("%s is damaged; it is made again", kept)
-    return whole
+    return whole and facts.get("reading") == READING
 
 
 def _is_writable(folder: Path) -> bool:

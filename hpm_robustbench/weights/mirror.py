@@ -95,6 +95,8 @@ def mirror(
     index = _read_index(folder)
     originals = locate(spec, model_dir, fetcher, trust, exactly=True)
     assemble(spec, originals, model_dir, trust)
+    if not index:  # a folder that is cut short from here on is known as a mirror
+        write_atomic(folder / _INDEX, "{}\n")
     written = []
     for i, original in enumerate(originals):
         member = f"_m{i}" if len(originals) > 1 else ""
@@ -110,7 +112,7 @@ def mirror(
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and all(_is_begun_index(path) for path in folder.iterdir())):
             raise UsageProblem(
                 wanted=f"a folder {folder} that is new, empty, or a mirror",
                 got="something else",
@@ -124,6 +126,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or any(not isinstance(e, dict) or e.keys() != _FACTS for e in index.values()):
         raise InvalidInput(wanted=f"the index {path}", got="another layout", next_step="name another folder")
     return index
+
+
+def _is_begun_index(path: Path) -> bool:
+    """Whether a file is what ``write_atomic`` leaves if it is killed."""
+    return path.name.startswith(f".{_INDEX}.")
 
 
 def _tensors_file(original: Original, model_dir: Path, trust: Trust) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.ledger.atomic import make_folder, write_atomic
 from hpm_robustbench.weights.locate import locate
+from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.transfer import Fetcher
 from hpm_robustbench.weights.trust import Trust
 from hpm_robustbench.zoo.checksums import Checksum, checksums_json, read_checksums
@@ -26,7 +28,8 @@ def pin(
     Args:
         spec: which model.
         model_dir: where checkpoints lie.
-        output: a file of checksums that takes the entries; it is made if there is none.
+        output: a file of checksums that takes the entries, also those of several processes at once; it is made if
+            there is none.
         fetcher: see ``locate``.
         allow_globals: see ``Trust``.
 
@@ -45,5 +48,23 @@ def pin(
     originals = locate(replace(spec, weights=replace(spec.weights, sha256=())), model_dir, fetcher, trust, exactly=True)
     entries = {original.locator: original.checksum for original in originals}
     if output is not None:
-        write_atomic(output, checksums_json({**known, **entries}))
+        _add(entries, output)
     return entries
+
+
+def _add(entries: Mapping[str, Checksum], output: Path) -> None:
+    """Join entries to those of a file, which another process may have changed since it was read."""
+    make_folder(output.parent)
+    try:
+        with locked(output):
+            known = read_checksums(output) if output.exists() else {}
+            for locator in known.keys() & entries.keys():
+                if not known[locator].matches(entries[locator]):
+                    raise IntegrityError(
+                        wanted=f"{known[locator]} for {locator}, as another process has just pinned",
+                        got=str(entries[locator]),
+                        next_step="find out which of the two is the right file",
+                    )
+            write_atomic(output, checksums_json({**known, **entries}))
+    except OSError as error:
+        raise unwritable(output, error) from error

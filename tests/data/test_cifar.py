@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpm_robustbench.data import open_dataset
+from hpm_robustbench.data import holds_clean, open_dataset
 from hpm_robustbench.errors import DownloadFailed
 from hpm_robustbench.robustbench_compat import import_torchvision
 
@@ -49,6 +49,8 @@ def test_the_official_archive_is_read_from_data_dir(tmp_path, monkeypatch, name,
     assert test.images.is_contiguous()
     assert source.test(1).fingerprint == test.head(1).fingerprint
     assert len(source.train()) == n_train
+    assert holds_clean(name, tmp_path)
+    assert open_dataset(name, data=tmp_path).test().fingerprint == test.fingerprint
 
 
 def test_a_missing_archive_without_a_network_says_what_to_put_where(tmp_path, without_network):

@@ -41,6 +41,7 @@ def test_the_package_offers_its_names_and_no_others():
         "DataSource",
         "ExampleSet",
         "corrupted_folder",
+        "holds_clean",
         "open_corrupted",
         "open_dataset",
         "select",

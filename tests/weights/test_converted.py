@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from hpm_robustbench.errors import IntegrityError, StorageProblem, UnsafePickle, UsageProblem
-from hpm_robustbench.state_dict import read_state_dict
+from hpm_robustbench.state_dict import READING, read_state_dict
 from hpm_robustbench.weights import STRICT, Trust
 from hpm_robustbench.weights.conversion import Bounds, convert
 from hpm_robustbench.weights.converted import read_tensors
@@ -78,6 +78,7 @@ def test_a_conversion_is_made_once_elsewhere_and_recorded(saved, tmp_path, monke
     assert facts.with_suffix(".safetensors").stat().st_mode & 0o044 == 0o044, "others may read it"
     assert json.loads(facts.read_text()) == {
         "sha256": measure(facts.with_suffix(".safetensors")).sha256,
+        "reading": READING,
         "original": {"sha256": measure(original).sha256, "size": original.stat().st_size},
         "allowed_globals": [],
     }
@@ -118,6 +119,18 @@ def test_a_damaged_conversion_is_made_again(damage, converted, tmp_path):
     assert same(read(tmp_path / "net.pt", tmp_path), STATE)
     assert kept.read_bytes() == content
     assert json.loads(facts.read_text())["sha256"] == measure(kept).sha256
+
+
+def test_a_conversion_by_an_older_reading_is_made_again(converted, tmp_path, caplog):
+    shutil.copytree(converted, tmp_path, dirs_exist_ok=True)
+    [facts] = (tmp_path / "converted").glob("*.json")
+    kept = facts.with_suffix(".safetensors")
+    safetensors.torch.save_file({f"module.net.{key}": tensor.contiguous() for key, tensor in STATE.items()}, kept)
+    stale = {**json.loads(facts.read_text()), "sha256": measure(kept).sha256, "reading": READING - 1}
+    facts.write_text(json.dumps(stale))
+    assert same(read(tmp_path / "net.pt", tmp_path), STATE)
+    assert json.loads(facts.read_text())["reading"] == READING
+    assert "damaged" not in caplog.text
 
 
 def test_safetensors_are_read_where_they_lie(tmp_path):

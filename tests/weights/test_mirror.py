@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -115,6 +116,26 @@ def test_a_folder_of_something_else_is_left_alone(content, kind, small, tmp_path
     with pytest.raises(kind):
         mirror(small, tmp_path / "mine", tmp_path / "models", fetcher=Web())
     assert leftovers(tmp_path / "mine") == [name]
+
+
+def test_a_mirror_that_was_killed_over_its_first_model_is_continued(small, tmp_path, monkeypatch):
+    folder, models = tmp_path / "mirror", tmp_path / "models"
+    mirror(small, tmp_path / "whole", models, fetcher=Web())
+    folder.mkdir()
+    (folder / ".index.json.x7d").write_text("{")
+
+    def killed(_source, destination) -> None:
+        destination.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "copyfile", killed)
+        mirror(small, folder, models)
+    mirror(small, folder, models)
+    (folder / ".index.json.x7d").unlink()
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    whole = tmp_path / "whole"
+    assert found == {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
 def test_licences_are_asked_before_anything_is_written(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from dataclasses import replace
 
 import pytest
@@ -16,13 +17,14 @@ from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.weights import Trust, load_weights, locate
+from hpm_robustbench.weights.locks import locked
 from hpm_robustbench.weights.pin import pin
 from hpm_robustbench.weights.transfer import Partial
 from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.weights.web import Web
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 from hpm_robustbench.zoo.catalog import catalog
-from hpm_robustbench.zoo.checksums import Checksum
+from hpm_robustbench.zoo.checksums import Checksum, checksums_json, read_checksums
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
 STATE = {"weight": torch.eye(2), "bias": torch.ones(2)}
@@ -114,6 +116,42 @@ def test_pins_of_several_models_come_together(tmp_path, torch_bytes):
         assert done.exit_code == 0
         assert json.loads(done.stdout) == {str(spec.weights): vars(measure(path))}
     assert json.loads((tmp_path / "checksums.json").read_text()).keys() == {str(one.weights), str(two.weights)}
+
+
+def written_meanwhile(spec, tmp_path, pins, text) -> list[Exception]:
+    """Pin while another one holds the file, which changes before it is free; returns what went wrong."""
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            pin(spec, tmp_path / "models", pins, Web())
+        except IntegrityError as error:
+            errors.append(error)
+
+    with locked(pins):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive(), "it did not wait"
+        pins.write_text(text)
+    thread.join(30)
+    assert not thread.is_alive()
+    return errors
+
+
+def test_no_pin_is_lost_where_two_are_at_work(spec, server, torch_bytes, tmp_path):
+    server.content, pins = torch_bytes(STATE), tmp_path / "checksums.json"
+    others = {"gdrive:another": Checksum("0" * 64, 7)}
+    assert written_meanwhile(spec, tmp_path, pins, checksums_json(others)) == []
+    assert read_checksums(pins).keys() == {*others, *spec.weights.full_locators}
+
+
+def test_two_that_pin_different_files_under_one_name_are_told(spec, server, torch_bytes, tmp_path):
+    server.content, pins = torch_bytes(STATE), tmp_path / "checksums.json"
+    others = {spec.weights.full_locators[0]: Checksum("0" * 64, 7)}
+    [error] = written_meanwhile(spec, tmp_path, pins, checksums_json(others))
+    assert "as another process has just pinned" in str(error)
+    assert read_checksums(pins) == others
 
 
 def test_what_is_ones_own_needs_no_pin(tmp_path):
