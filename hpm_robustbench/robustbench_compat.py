@@ -77,7 +77,7 @@ def without_cuda_calls() -> Iterator[None]:
     """Let ``tensor.cuda()`` return the tensor itself where there is no CUDA device.
 
     The constructor of RobustBench's BiT networks, and so of its two kinds of mixtures, moves two constants to a GPU
-    that need not be there.
+    that need not be there (``architectures/bit_rn.py``, ``ResNetV2``; nobody has reported it).
     """
     import torch
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import torch
+
+from hpm_robustbench import robustbench_compat
 
 
 def python(code: str) -> str:
@@ -105,3 +113,46 @@ def test_a_stand_in_is_needed_exactly_where_the_module_is_absent(module, upstrea
             python(code)
     else:
         assert python(code) == "", f"{upstream}: the module is installed, so the stand-in must not be needed"
+
+
+def test_every_silenced_warning_is_raised_by_the_versions_it_stands_for():
+    """When one of them is no longer raised, drop its line."""
+    out = python(
+        "import json, warnings\n"
+        "from hpm_robustbench import robustbench_compat as compat\n"
+        "compat._IMPORT_TIME_WARNINGS = ()\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    robustbench = compat.import_robustbench()\n"
+        "    from robustbench.model_zoo.architectures import xcit\n"
+        "print(json.dumps([[str(warning.message) for warning in seen], xcit.__file__]))"
+    )
+    raised, xcit = json.loads(out)
+    old_paths = "timm.models.registry" in Path(xcit).read_text(encoding="utf-8")
+    expected = {
+        "torch": release("torch") >= (2, 13),
+        "timm": old_paths,  # until RobustBench pull request 210, which no release has
+        "pkg_resources": importlib.util.find_spec("pkg_resources") and release("setuptools") >= (67, 5),
+    }
+    silenced = robustbench_compat._IMPORT_TIME_WARNINGS
+    assert len(silenced) == len(expected)
+    for pattern in silenced:
+        [subject] = [name for name in expected if name in pattern.split("deprecated")[0]]
+        assert any(re.match(pattern, message) for message in raised) == bool(expected[subject]), (pattern, raised)
+
+
+def release(package: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version(package))[:2]))
+
+
+def test_a_constructor_still_asks_for_a_gpu_that_need_not_be_there():
+    """When it does not any more, drop ``without_cuda_calls``."""
+    robustbench_compat.import_robustbench()
+    from robustbench.model_zoo.architectures.bit_rn import ResNetV2
+
+    assert ".cuda()" in inspect.getsource(ResNetV2.__init__)
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+            ResNetV2([1, 1, 1, 1], 1, 10)
+    with robustbench_compat.without_cuda_calls():
+        assert ResNetV2([1, 1, 1, 1], 1, 10).mean.device.type in ("cpu", "cuda")
