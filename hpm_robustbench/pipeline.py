@@ -293,7 +293,8 @@ def conclude(case: Case) -> Outcome | Screen:
     if case.is_screen:
         return Screen(records)
     about_model = {"model": case.about_model} if case.about_model else {}
-    about_images = {"images": f"Preprocessed as {case.spec.preprocessing}."} if case.spec.preprocessing else {}
+    name = case.spec.preprocessing
+    about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}
     build = build_card if case.corrupted is None else build_corruption_card
     card = build(
         case.spec,
