@@ -135,6 +135,7 @@ def _answers_each_image_for_itself(wrapped: Wrapped, images: torch.Tensor) -> No
 
 def _loads_back(network: nn.Module, spec: ModelSpec, folder: Path, *, by_the_whole_road: bool) -> None:
     """A checkpoint in each layout gives the very tensors that were written; constants may be the architecture's own."""
+    torch.save(network.state_dict(), folder / "built.pt")
     _make_every_tensor_its_own(network)
     torch.save(network.state_dict(), folder / "written.pt")
     written = torch.load(folder / "written.pt", mmap=True, weights_only=True)
@@ -153,6 +154,7 @@ def _loads_back(network: nn.Module, spec: ModelSpec, folder: Path, *, by_the_who
         fill(network, spec.weights, states, [path.name for path in paths])
         assert network.state_dict().keys() == written.keys()
         assert all(torch.equal(tensor, written[key]) for key, tensor in network.state_dict().items())
+    network.load_state_dict(torch.load(folder / "built.pt", mmap=True, weights_only=True))
 
 
 def _make_every_tensor_its_own(network: nn.Module) -> None:
