@@ -8,12 +8,13 @@ one of its three parts branch and bound.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.optimize import linprog
 
-TOLERANCE = 1e-9
-"""Of a linear program's answer; what is nearer to the boundary than this counts as robust."""
+SLACK = 1e-4
+"""By so much a condition must hold: what is nearer to the boundary counts as robust, and float32 cannot blur it."""
 
 
 def linear_margin(weight: np.ndarray, bias: np.ndarray, low: np.ndarray, high: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -75,80 +76,79 @@ class PixelHPM:
         return distances.argmin(axis=1)
 
     def breakable(self, low: np.ndarray, high: np.ndarray, y: int) -> bool:
-        """Whether any image of the box is answered otherwise than ``y``.
+        """Whether any image of the box is answered otherwise than ``y``."""
+        return self.witness(low, high, y) is not None
+
+    def witness(self, low: np.ndarray, high: np.ndarray, y: int) -> np.ndarray | None:
+        """An image [D] of the box that is answered otherwise than ``y``, if there is one.
 
         FC leaves y and another class is nearer; or another is nearer even at y's discount; or FC chooses a class that
         is nearer at its own discount.
         """
         others = [c for c in range(len(self.prototypes)) if c != y]
-        return (
-            any(self._leaves(low, high, y, k, c) for k in others for c in others)
-            or any(self._beats_discount(low, high, y, c) for c in others)
-            or any(self._chosen_and_nearer(low, high, y, c) for c in others)
-        )
+        searches = [
+            *(partial(self._leaves, k=k, c=c) for k in others for c in others),
+            *(partial(self._beats_discount, c=c) for c in others),
+            *(partial(self._chosen_and_nearer, c=c) for c in others),
+        ]
+        return next((z for search in searches if (z := search(low, high, y)) is not None), None)
 
     def _over_fc(self, c: int, k: int) -> tuple[np.ndarray, float]:
         """The half-space in which FC prefers c to k, as slope and offset."""
-        return self.weight[c] - self.weight[k], self.bias[c] - self.bias[k]
+        return self.weight[c] - self.weight[k], self.bias[c] - self.bias[k] - SLACK
 
     def _nearer(self, c: int, y: int) -> tuple[np.ndarray, float]:
         """The half-space in which prototype c is nearer than y."""
         p, q = self.prototypes[c], self.prototypes[y]
-        return 2 * (p - q), q @ q - p @ p
+        return 2 * (p - q), q @ q - p @ p - SLACK
 
-    def _leaves(self, low: np.ndarray, high: np.ndarray, y: int, k: int, c: int) -> bool:
+    def _leaves(self, low: np.ndarray, high: np.ndarray, y: int, k: int, c: int) -> np.ndarray | None:
         """FC prefers k to y, so it does not choose y, and c is nearer than y: two half-spaces and a box."""
         halves = [self._over_fc(k, y), self._nearer(c, y)]
-        if any(_most(half, low, high) <= TOLERANCE for half in halves):
-            return False
-        # Raise the lesser of the two as far as it goes: an extra variable t below both.
-        slopes = np.stack([np.append(-slope, 1.0) for slope, _ in halves])
-        offsets = np.array([offset for _, offset in halves])
-        cost = np.append(np.zeros(len(low)), -1.0)
-        bounds = [*zip(low, high, strict=True), (None, None)]
-        return -linprog(cost, slopes, offsets, bounds=bounds).fun > TOLERANCE
+        return _inside(*_stacked(halves), np.zeros(len(low)), low, high)
 
-    def _beats_discount(self, low: np.ndarray, high: np.ndarray, y: int, c: int) -> bool:
-        """The least of D_c - g D_y, a separable and convex parabola over a box."""
+    def _beats_discount(self, low: np.ndarray, high: np.ndarray, y: int, c: int) -> np.ndarray | None:
+        """The least of D_c - g D_y, a separable and convex parabola over a box; a plane at g = 1."""
         g, p, q = self.discount, self.prototypes[c], self.prototypes[y]
-        if g == 1:
-            return _most(self._nearer(c, y), low, high) > TOLERANCE
-        z = np.clip((p - g * q) / (1 - g), low, high)
-        return (z - p) @ (z - p) - g * ((z - q) @ (z - q)) < -TOLERANCE
+        z = np.clip((p - g * q) / (1 - g), low, high) if g < 1 else np.where(p > q, high, low)
+        return z if (z - p) @ (z - p) - g * ((z - q) @ (z - q)) < -SLACK else None
 
-    def _chosen_and_nearer(self, low: np.ndarray, high: np.ndarray, y: int, c: int) -> bool:
+    def _chosen_and_nearer(self, low: np.ndarray, high: np.ndarray, y: int, c: int) -> np.ndarray | None:
         """FC chooses c, and g D_c < D_y: the most of D_y - g D_c over a polytope."""
-        halves = [self._over_fc(c, k) for k in range(len(self.prototypes)) if k != c]
-        if any(_most(half, low, high) < 0 for half in halves):
-            return False
-        slopes, offsets = np.stack([-slope for slope, _ in halves]), np.array([offset for _, offset in halves])
-        return self._branch(slopes, offsets, low, high, y, c)
+        chosen = _stacked([self._over_fc(c, k) for k in range(len(self.prototypes)) if k != c])
+        return self._branch(chosen, low, high, y, c)
 
     def _branch(
-        self, slopes: np.ndarray, offsets: np.ndarray, low: np.ndarray, high: np.ndarray, y: int, c: int
-    ) -> bool:
+        self, chosen: tuple[np.ndarray, np.ndarray], low: np.ndarray, high: np.ndarray, y: int, c: int
+    ) -> np.ndarray | None:
         """Bound z^2 from above by its chord, which makes a linear program; where that is too coarse, halve a side.
 
         A vertex of the polytope lies inside the box in as many pixels as there are other classes at most, so the
         chord is exact but for those.
         """
         g, p, q = self.discount, self.prototypes[c], self.prototypes[y]
-        linear, constant = 2 * (g * p - q), q @ q - g * (p @ p)
-        chord = (1 - g) * (low + high) + linear
-        bound = constant - (1 - g) * (low @ high)
-        found = linprog(-chord, slopes, offsets, bounds=list(zip(low, high, strict=True)))
-        if found.status == 2 or bound - found.fun <= TOLERANCE:  # nothing there that FC would call c, or too little
-            return False
-        z = found.x
-        if (1 - g) * (z @ z) + linear @ z + constant > TOLERANCE:
-            return True
+        linear, constant = 2 * (g * p - q), q @ q - g * (p @ p) - SLACK
+        chord, bound = (1 - g) * (low + high) + linear, constant - (1 - g) * (low @ high)
+        z = _inside(*chosen, chord, low, high)
+        if z is None or chord @ z + bound <= 0:
+            return None
+        if (1 - g) * (z @ z) + linear @ z + constant > 0:
+            return z
         side = int(((z - low) * (high - z)).argmax())
         lower, upper = high.copy(), low.copy()
         lower[side] = upper[side] = z[side]
-        return self._branch(slopes, offsets, low, lower, y, c) or self._branch(slopes, offsets, upper, high, y, c)
+        below = self._branch(chosen, low, lower, y, c)
+        return self._branch(chosen, upper, high, y, c) if below is None else below
 
 
-def _most(half: tuple[np.ndarray, float], low: np.ndarray, high: np.ndarray) -> float:
-    """The largest value of a linear function over a box."""
-    slope, offset = half
-    return float(np.maximum(slope * low, slope * high).sum() + offset)
+def _stacked(halves: list[tuple[np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.stack([slope for slope, _ in halves]), np.array([offset for _, offset in halves])
+
+
+def _inside(
+    slopes: np.ndarray, offsets: np.ndarray, favoured: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray | None:
+    """The image of a box that lies farthest towards ``favoured`` among those with slopes z + offsets >= 0, if any."""
+    if (np.maximum(slopes * low, slopes * high).sum(axis=1) + offsets < 0).any():
+        return None  # one half-space misses the box; most do, and this is far cheaper than to ask the solver
+    return linprog(-favoured, -slopes, offsets, bounds=list(zip(low, high, strict=True))).x

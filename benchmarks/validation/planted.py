@@ -197,16 +197,20 @@ def _of_the_twin(
 
 
 def _over_pixels(name: str, beta: float, world: Digits) -> Planted:
-    """HPM over the pixels themselves, with a head that ridge regression makes: not the nearest mean."""
-    weight, bias = _ridge(world)
     low, high = world.box()
     y = world.y.numpy()
-    hpm = PixelHPM(weight.double().numpy(), bias.double().numpy(), means(world).double().numpy(), beta)
+    hpm = pixel_hpm(world, beta)
     hpm_standing = np.array([not hpm.breakable(*image, label) for *image, label in zip(low, high, y, strict=True)])
     base_standing = linear_margin(hpm.weight, hpm.bias, low, high, y) < 0
-    model = nn.Sequential(nn.Flatten(), linear(weight, bias))
+    model = nn.Sequential(nn.Flatten(), linear(*_ridge(world)))
     fault = "HPM over pixels, FC is not the nearest mean"
     return Planted(name, fault, model, base_standing, hpm_standing, {"beta": beta})
+
+
+def pixel_hpm(world: Digits, beta: float) -> PixelHPM:
+    """HPM over the pixels themselves, with a head that ridge regression makes: not the nearest mean."""
+    weight, bias = _ridge(world)
+    return PixelHPM(weight.double().numpy(), bias.double().numpy(), means(world).double().numpy(), beta)
 
 
 def _ridge(world: Digits) -> tuple[Tensor, Tensor]:
