@@ -1,8 +1,9 @@
 """An attacker of its own, to see whether the product's attacks missed something: plain PGD, many restarts and steps.
 
-It shares no code with them and no idea but the oldest one: walk along the sign of a gradient. What it climbs is, anew
-in every restart, a random blend of two margins towards a class, that of the FC logits and that of the distances, so
-that points where both are crossed are met without knowing how HPM decides.
+It shares no code with them. Walking along the sign of a gradient, it climbs towards one class per restart: by turns a
+random blend of two margins, FC's and the distances', and a soft minimum of all that must be positive. Where both
+margins pull in different directions, the sign of a hard minimum's gradient jumps from one to the other and may never
+meet the place where both are crossed.
 
 Source: Madry et al. 2018 (arXiv 1706.06083); the blend is that of a Lagrangian with random multipliers.
 """
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.threat import Batching
+
+SOFTNESS = 0.1
+"""Of the minimum, in units of what parts an image's classes."""
 
 
 def misclassified(
@@ -29,11 +33,11 @@ def misclassified(
         scales = [scores.std(1, keepdim=True) for scores in _scores(classifier, x)]
         favoured = _others_by_score(_scores(classifier, x)[0], y)
     for restart in range(restarts):
-        target = favoured[:, restart % favoured.shape[1]]
-        blend = torch.rand(len(x), generator=generator)
+        target = favoured[:, restart // 2 % favoured.shape[1]]
+        blend = torch.rand(len(x), generator=generator) if restart % 2 else None
         point = (x + eps * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
         for step in range(steps):
-            gradient = _gradient(classifier, point, y, target, blend, scales)
+            gradient = _gradient(classifier, point, (y, target), blend, scales)
             length = 2 * eps * (1 - step / steps)
             point = (point + length * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
             with torch.no_grad():
@@ -42,26 +46,39 @@ def misclassified(
 
 
 def _gradient(
-    classifier: HPMClassifier, point: Tensor, y: Tensor, target: Tensor, blend: Tensor, scales: list[Tensor]
+    classifier: HPMClassifier, point: Tensor, way: tuple[Tensor, Tensor], blend: Tensor | None, scales: list[Tensor]
 ) -> Tensor:
+    """Of what leads from the first class of the way to the second."""
     leaf = point.clone().requires_grad_()
+    y, target = way
     with torch.enable_grad():
-        tables = zip(_scores(classifier, leaf), scales, strict=True)
-        fc, near = (_margin(scores / scale, y, target) for scores, scale in tables)
-        (gradient,) = torch.autograd.grad((blend * fc + (1 - blend) * near).sum(), leaf)
+        fc, near = (scores / scale for scores, scale in zip(_scores(classifier, leaf), scales, strict=True))
+        nearer = _discount(classifier) * _of(near, target) - _of(near, y)
+        if blend is None:
+            others = fc.scatter(1, target[:, None], -1e9)
+            needed = torch.cat([_of(fc, target)[:, None] - others, nearer[:, None]], dim=1)
+            height = -torch.logsumexp(-needed / SOFTNESS, dim=1)
+        else:
+            height = blend * (_of(fc, target) - _of(fc, y)) + (1 - blend) * nearer
+        (gradient,) = torch.autograd.grad(height.sum(), leaf)
     return gradient
 
 
-def _scores(classifier: HPMClassifier, x: Tensor) -> list[Tensor]:
-    """FC logits, and how near the prototypes are that the images themselves take part in under JOINT."""
+def _scores(classifier: HPMClassifier, x: Tensor) -> tuple[Tensor, Tensor]:
+    """FC logits, and how near the prototypes are: under JOINT those that the images themselves take part in."""
     embedding = classifier.embed(x)
     joint = classifier.batching is Batching.JOINT
-    near = -classifier.distances(embedding) if joint else -classifier.static_distances(embedding.features)
-    return [embedding.logits, near]
+    distances = classifier.distances(embedding) if joint else classifier.static_distances(embedding.features)
+    return embedding.logits, -distances
 
 
-def _margin(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return (scores.gather(1, target[:, None]) - scores.gather(1, y[:, None])).squeeze(1)
+def _discount(classifier: HPMClassifier) -> float:
+    """By which a lone image nears the prototype of the class that FC chooses."""
+    return 1.0 if classifier.batching is Batching.JOINT else (1 - classifier.config.beta) ** 2
+
+
+def _of(scores: Tensor, classes: Tensor) -> Tensor:
+    return scores.gather(1, classes[:, None]).squeeze(1)
 
 
 def _others_by_score(scores: Tensor, y: Tensor) -> Tensor:

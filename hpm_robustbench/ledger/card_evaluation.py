@@ -185,6 +185,11 @@ class Evaluation(Block):
             raise ValueError(f"a metric counts other than the {self.n} images of the evaluation")
         if any(later.count > earlier.count for earlier, later in pairwise(cascade)):
             raise ValueError("more images stand after a step than before it")
+        met = zip(cascade[:-1], self.steps, strict=True)
+        if self.batching.row_independent and any(
+            (step.attempted, step.broken) != (before.count, before.count - step.robust.count) for before, step in met
+        ):
+            raise ValueError("a step met other images than stood before it, or broke others than fell to it")
         if self.robust != cascade[-1]:
             raise ValueError("robust is not what stands after the last step")
         if any(not self.robust.count <= m.count <= self.clean.count for m in metrics):
