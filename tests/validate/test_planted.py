@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from validation.planted import Digits, Nearest, digits, means, plant
+from validation.independent import misclassified
+from validation.planted import EPS, Digits, Nearest, digits, means, plant
 from validation.smoothed import smoothed
 from validation.trial import Tried, attempt, wrapped
 
@@ -62,9 +63,13 @@ def test_every_member_met_every_image_that_still_stood(tried: Tried) -> None:
 
 
 @pytest.mark.validate
-def test_autoattack_on_rounded_pixels_is_flagged(scans: Digits, tried: Tried) -> None:
-    if tried.planted.name == "shattering":
-        assert any(flag.startswith(f"base: square@base: {DOUBT}") for flag in tried.flags)
+def test_autoattack_is_doubted_where_only_square_got_through_and_not_where_it_is_right(tried: Tried) -> None:
+    doubted = any(flag.startswith("base: ") and f": {DOUBT}" in flag for flag in tried.flags)
+    if tried.planted.name in ("shattering", "mates"):
+        assert doubted
+    elif tried.planted.name not in FOOLED:
+        assert (tried.base_autoattack == tried.planted.base_standing).all()
+        assert not doubted
 
 
 @pytest.mark.parametrize("name", ["shattering", "wall", "randomised", "mates"])
@@ -78,7 +83,7 @@ def test_labels_alone_tell_what_no_gradient_does(name: str) -> None:
         with torch.no_grad():
             return classifier(x).argmax(1)
 
-    x_adv = smoothed(decide, world.x, world.y, 0.15, targets=2)
+    x_adv = smoothed(decide, world.x, world.y, float(EPS), targets=2)
     standing = (decide(x_adv) == world.y).numpy()
     assert 0 < standing.sum() < 0.9 * len(standing)
     assert (standing == planted.hpm_standing).all()
@@ -104,6 +109,29 @@ class Coupled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.nearest(x + 3 * (x - x.mean(0)))
+
+
+@pytest.mark.validate
+@pytest.mark.xfail(reason="the conjunction's hard minimum misses thin regions: 3 images of 100", strict=True)
+def test_msa_takes_thin_regions() -> None:
+    """FC's margin and the distances' pull apart here; these are all that MSA missed of 100 scans on linear HPM."""
+    assert not attempt(plant("beta-0.05", thin_regions()), thin_regions()).msa.any()
+
+
+def test_the_soft_minimum_takes_all_but_the_thinnest() -> None:
+    """The exact solver shows an image for each of the three; the third lies within a thousandth of a margin."""
+    world = thin_regions()
+    planted = plant("beta-0.05", world)
+    assert not planted.hpm_standing.any()
+    wrong = misclassified(wrapped(planted, world), world.x, world.y, float(EPS), restarts=18, steps=40)
+    assert wrong.tolist() == [True, True, False]
+
+
+def thin_regions() -> Digits:
+    """Three scans that can be broken only where FC chooses the very class that is nearer at its discount."""
+    world = digits(100)
+    rows = [19, 20, 45]
+    return Digits(world.x[rows], world.y[rows], world.train_x, world.train_y)
 
 
 @pytest.mark.validate
