@@ -1,4 +1,4 @@
-"""At beta 1 HPM is its FC head and at beta 0 the static l2 head: MSA's rows are AutoAttack's on those plain networks."""
+"""At beta 1 HPM is its FC head, at beta 0 the static l2 head: MSA's rows are AutoAttack's on those plain networks."""
 
 from __future__ import annotations
 
