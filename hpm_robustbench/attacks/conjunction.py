@@ -16,6 +16,7 @@ Where a fixed reference set makes G_c > D_c, the region is a little smaller; the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,9 @@ from hpm_robustbench.hpm.region import Region
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses
 from hpm_robustbench.threat import ThreatModel
 
+SOFTNESS = 0.1
+"""Of the minimum over a condition's terms, in the deviation of the row's classes."""
+
 Condition = Callable[[Region, Labels, Labels], Float[Tensor, "N T"]]
 """Region, y and target c to terms that are all positive exactly where the condition holds."""
 
@@ -43,10 +47,11 @@ class RegionView(View, Protocol):
         ...
 
 
-def fc_chooses_target(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N 2"]:
-    """FC chooses c, and c is nearer by that than y."""
+def fc_chooses_target(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N K"]:
+    """FC chooses c, by its lead over each other class, and c is nearer by that than y."""
+    lead = pick(region.fc, target).unsqueeze(1) - region.fc
     nearer = pick(region.distances, y) - pick(region.chosen, target)
-    return torch.stack([-margin(region.fc, target), nearer], dim=1)
+    return lead.scatter(1, target.unsqueeze(1), nearer.unsqueeze(1))  # no class leads itself
 
 
 def fc_leaves_label(region: Region, y: Labels, target: Labels) -> Float[Tensor, "N 2"]:
@@ -87,7 +92,7 @@ class _Search:
 
         def loss(point: Images) -> Losses:
             region = in_units_of(clean, self._view.region(point))
-            return condition(region, self._y[rows], target[rows]).amin(dim=1)
+            return least(condition(region, self._y[rows], target[rows]))
 
         def observe(point: Images, losses: Losses) -> bool:
             self._keep_best(rows, point, losses)
@@ -99,13 +104,22 @@ class _Search:
         """Remember the best points so far; the true target has the last word on those inside the region."""
         standing = ~self._found[rows]
         wrong = torch.zeros_like(standing)
-        inside = standing & (losses > 0)
+        inside = standing & (losses > -SOFTNESS * math.log(self._clean.fc.shape[1]))  # the hard minimum may be above 0
         if inside.any():
             wrong[inside] = self._view.target_logits(point[inside]).argmax(dim=1) != self._y[rows[inside]]
         kept = standing & (wrong | (losses > self._best_loss[rows]))
         self._best_loss[rows[kept]] = losses[kept]
         self.best_x[rows[kept]] = point[kept]
         self._found[rows] |= wrong
+
+
+def least(terms: Float[Tensor, "N T"]) -> Losses:
+    """A minimum with a gradient from every term; at most log(T) units of softness below the hard one.
+
+    The hard minimum sees one term at a time, and where raising one lowers another its steps go back and forth: on
+    linear HPM it missed 3 of 100 images whose region is thin.
+    """
+    return -SOFTNESS * torch.logsumexp(-terms / SOFTNESS, dim=1)
 
 
 def promising_targets(clean: Region, y: Labels) -> Int[Tensor, "N R"]:

@@ -10,7 +10,7 @@ import torch
 
 from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.base import Submissions, seeded
-from hpm_robustbench.attacks.conjunction import CONDITIONS, RegionView, in_units_of, promising_targets
+from hpm_robustbench.attacks.conjunction import CONDITIONS, RegionView, in_units_of, least, promising_targets
 from hpm_robustbench.attacks.whole_batches import Cover, batchwise
 from hpm_robustbench.shapes import Images, Labels, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
@@ -37,7 +37,7 @@ def _joint_conjunction(
 
     def loss(point: Images) -> Losses:
         region = in_units_of(clean, view.region(point))
-        nearest = [condition(region, y, target).amin(dim=1) for condition in CONDITIONS]
+        nearest = [least(condition(region, y, target)) for condition in CONDITIONS]
         return torch.stack(nearest).amax(dim=0)
 
     ascend(loss, x, threat, steps=steps, generator=seeded(seed + restart), observe=kept.observe)
