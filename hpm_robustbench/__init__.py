@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hpm_robustbench.hpm.classifier import HPMClassifier
+    from hpm_robustbench.hpm.classifier import HPMClassifier as Defence
+    from hpm_robustbench.hub.classifier import HPMClassifier
     from hpm_robustbench.pipeline import Outcome
 
-__all__ = ["benchmark", "list_models", "load_model", "wrap"]
+__all__ = ["HPMClassifier", "benchmark", "list_models", "load_model", "wrap"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "HPMClassifier":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hpm_robustbench.hub.classifier import HPMClassifier
+
+    return HPMClassifier
 
 
 def list_models(dataset: str | None = None, threat_model: str | None = None) -> list[str]:
@@ -58,7 +67,7 @@ def load_model(
     return load_weights(find_spec(model_name, dataset, threat_model, weights), Path(model_dir)).model
 
 
-def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None = None, **knobs: Any) -> HPMClassifier:
+def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None = None, **knobs: Any) -> Defence:
     """Put the HPM reclassifier on a trained model.
 
     Args:

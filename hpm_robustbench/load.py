@@ -67,16 +67,7 @@ def wrap(
         HeadNotFound: its last linear layer cannot be found.
     """
     config = config or HPMConfig()
-    model = model.to(device).eval().requires_grad_(False)
-    some, rule = training.images[:8].to(device), head or HeadRule()
-    _prefer_channels_last(model, some)
-    parts, about = _take_apart(model, training.dataset, rule, some), rule.note
-    found_out = not rule.one_by_one and _couples_its_batch(nn.Sequential(*parts), some)
-    if found_out:
-        about = f"{about} {_COUPLED}".strip()
-        log.warning("%s: %s", type(model).__name__, _COUPLED)
-    if found_out or rule.one_by_one:
-        parts = Split(OneByOne(parts.backbone), parts.fc)
+    parts, about = take_apart(model, training.dataset, training.images[:8].to(device), head or HeadRule())
     zeros = torch.zeros(parts.fc.out_features, parts.fc.in_features)
     classifier = HPMClassifier(parts, zeros, config).to(device).freeze()
     if keep is None:
@@ -91,7 +82,35 @@ def wrap(
     )
 
 
-def _take_apart(model: nn.Module, dataset: Dataset, rule: HeadRule, x: Tensor) -> Split:
+def take_apart(
+    model: nn.Module, dataset: Dataset, x: Tensor, rule: HeadRule, *, coupled: bool | None = None
+) -> tuple[Split, str]:
+    """Freeze a model where the images are and take it apart into features and head; see ``wrap``.
+
+    Args:
+        model: taken over.
+        dataset: what it classifies.
+        x: some images.
+        rule: how it is taken apart.
+        coupled: whether its answer for an image depends on the others; None means find out.
+
+    Returns:
+        Its parts, and what is peculiar about it.
+    """
+    model = model.to(x.device).eval().requires_grad_(False)
+    _prefer_channels_last(model, x)
+    parts, about = _split(model, dataset, rule, x), rule.note
+    if coupled is None and not rule.one_by_one:
+        coupled = _couples_its_batch(nn.Sequential(*parts), x)
+    if coupled and not rule.one_by_one:
+        about = f"{about} {_COUPLED}".strip()
+        log.warning("%s: %s", type(model).__name__, _COUPLED)
+    if coupled or rule.one_by_one:
+        parts = Split(OneByOne(parts.backbone), parts.fc)
+    return parts, about
+
+
+def _split(model: nn.Module, dataset: Dataset, rule: HeadRule, x: Tensor) -> Split:
     if rule.members:
         parts = split_composite(model, dataset.image_shape, dataset.n_classes, rule.members, rule.output)
         check_logits(nn.Sequential(*parts), dataset, x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, cast
 
 from hpm_robustbench.errors import InvalidInput
@@ -66,11 +65,10 @@ def origin(
     spec: ModelSpec, records: Sequence[RunRecord], weights_sha256: Sequence[str], notes: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """The fields of ``Bench``."""
-    budget = records[0].plan.threat.budget
     return {
         "schema_version": SCHEMA_VERSION,
         "model_id": spec.name,
-        "base_model": spec.name.removesuffix(f"_eps{budget.replace('/', '-')}") if budget else spec.name,
+        "base_model": spec.base_name,
         "factory": spec.factory,
         "license": spec.paper.license,
         "weights": _weights(spec.weights, weights_sha256),
@@ -144,9 +142,7 @@ def card_of(spec: ModelSpec, bench: HpmBench | CorruptionBench) -> ModelCard:
 
 
 def _weights(weights: WeightsRef, sha256: Sequence[str]) -> Weights:
-    # A local path is nobody else's business and differs between machines.
-    locators = [PurePath(text).name if weights.source == "file" else text for text in weights.locators]
-    return Weights(source=str(WeightsRef(weights.source, tuple(locators))), sha256=list(weights.sha256 or sha256))
+    return Weights(source=weights.public, sha256=list(weights.sha256 or sha256))
 
 
 def _published(paper: Paper) -> Published:

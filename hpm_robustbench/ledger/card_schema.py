@@ -120,14 +120,19 @@ def contract_of(what: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"] if part not in (_ATTACKED, _CORRUPTED)) or "the card"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InvalidInput(
             wanted=f"{what} as a model card of schema {SCHEMA_VERSION}",
-            got=f"{field!r}: {first['msg']}{more}",
+            got=first_problem(error),
             next_step="correct that field, or build the card again with hpm-bench run",
         ) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """In one line, which field is wrong and why, and how many more are."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in (_ATTACKED, _CORRUPTED)) or "the whole"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{field!r}: {first['msg']}{more}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -7,14 +7,16 @@ full commit is taken from there without asking anybody.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpm_robustbench.errors import DownloadFailed, HpmBenchError, StorageProblem
+from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, StorageProblem
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
 
+_HASH = re.compile(r"[0-9a-f]+")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
 
 
@@ -30,6 +32,7 @@ class Hub:
 
         Raises:
             DownloadFailed: it could not be had; says why, and the way out.
+            IntegrityError: what arrived is not what the Hub says that it is; it is not kept.
             StorageProblem: the disk is full.
         """
         from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only a download needs it
@@ -46,8 +49,30 @@ class Hub:
         except Exception as error:  # the client raises its own errors and those of two HTTP libraries
             raise _explained(file, error) from error
         path = Path(found)
+        _check_arrived(path, file)
         commit = path.parents[file.file.count("/")].name
         return path, replace(file, revision=commit)
+
+
+def _check_arrived(path: Path, file: HubFile) -> None:
+    """See that a file in the cache has the hash after which the client has named it: sha256, or git's sha1."""
+    blob = path.resolve()
+    hasher = {64: hashlib.sha256(), 40: hashlib.sha1(usedforsecurity=False)}.get(len(blob.name))
+    if hasher is None or not _HASH.fullmatch(blob.name):
+        return  # a cache without links, or another host than the Hub
+    if len(blob.name) == 40:
+        hasher.update(f"blob {blob.stat().st_size}\0".encode())
+    with blob.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            hasher.update(chunk)
+    if hasher.hexdigest() != blob.name:
+        path.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+        raise IntegrityError(
+            wanted=f"{file.file} of {file.repo} at {file.revision}, which hashes to {blob.name}",
+            got=f"a file that hashes to {hasher.hexdigest()}; it was not kept",
+            next_step="repeat the command; if it happens again, something on the way changes files",
+        )
 
 
 def at_commits(reference: WeightsRef, hub: Hub | None = None) -> WeightsRef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal, TypeAlias
 
 from hpm_robustbench.errors import UsageProblem
@@ -55,6 +56,12 @@ class WeightsRef:
 
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"
+
+    @property
+    def public(self) -> str:
+        """The same for others: a local path is nobody else's business and differs between machines."""
+        names = [PurePath(text).name if self.source == "file" else text for text in self.locators]
+        return f"{self.source}:{','.join(names)}"
 
     @property
     def full_locators(self) -> tuple[str, ...]:
@@ -132,3 +139,9 @@ class ModelSpec:
     def __post_init__(self) -> None:
         check_name("model", self.name)
         check_name("dataset", self.dataset)
+
+    @property
+    def base_name(self) -> str:
+        """Its name in the catalog: without the budget that ``request.under`` adds for another threat model."""
+        budget = self.threat.budget
+        return self.name.removesuffix(f"_eps{budget.replace('/', '-')}") if budget else self.name
