@@ -310,8 +310,8 @@ def mirror(
     """Make a folder of checkpoints as safetensors, ready to be uploaded to the Hugging Face Hub."""
     from hpm_robustbench.request import find_spec
     from hpm_robustbench.weights import Trust
-    from hpm_robustbench.weights.mirror import check_licences
     from hpm_robustbench.weights.mirror import mirror as mirror_model
+    from hpm_robustbench.zoo.licences import check_licences
 
     specs = [find_spec(model, dataset, threat_model, None) for model in models]
     check_licences(specs, allow_license)

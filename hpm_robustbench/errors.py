@@ -5,6 +5,7 @@
     |   |-- UnknownName                    a model, dataset, threat, view or protocol that nobody registered
     |   `-- BatchCoupled                   an attack met a view whose rows depend on each other
     |-- DownloadFailed                 3   the network, or the far end, said no
+    |-- UploadFailed                   3   the same on the way out
     |-- IntegrityError                 4   a file is not what it should be
     |   `-- UnsafePickle                     a checkpoint asks for more than tensors, and could run code
     |-- InvalidInput                   5   images, labels, a model or a card break their contract
@@ -59,6 +60,12 @@ class BatchCoupled(UsageProblem):
 
 class DownloadFailed(HpmBenchError):
     """A file could not be fetched; says what was tried and where a local copy may be put."""
+
+    exit_code = 3
+
+
+class UploadFailed(HpmBenchError):
+    """Nothing was published, or nobody can tell; to repeat it does no harm."""
 
     exit_code = 3
 

@@ -59,11 +59,12 @@ def test_the_ledger_the_zoo_and_the_door_never_reach_torch(module: str) -> None:
 @pytest.mark.parametrize(
     ("room", "forbidden"),
     [
-        ("hpm", ("attacks", "evaluation", "ledger", "zoo", "data", "load", "weights", "pipeline")),
-        ("attacks", ("evaluation", "zoo", "load", "weights", "pipeline", "data")),
-        ("ledger", ("hpm", "attacks", "evaluation", "data", "load", "weights", "pipeline", "embedded")),
-        ("zoo", ("hpm", "attacks", "evaluation", "ledger", "data", "load", "weights", "pipeline")),
-        ("evaluation", ("zoo", "load", "weights", "pipeline", "embedded")),
+        ("hpm", ("attacks", "evaluation", "ledger", "zoo", "data", "load", "weights", "pipeline", "hub")),
+        ("attacks", ("evaluation", "zoo", "load", "weights", "pipeline", "data", "hub")),
+        ("ledger", ("hpm", "attacks", "evaluation", "data", "load", "weights", "pipeline", "embedded", "hub")),
+        ("zoo", ("hpm", "attacks", "evaluation", "ledger", "data", "load", "weights", "pipeline", "hub")),
+        ("evaluation", ("zoo", "load", "weights", "pipeline", "embedded", "hub")),
+        ("weights", ("hub", "pipeline")),
     ],
 )
 def test_rooms_do_not_know_each_other(room: str, forbidden: tuple[str, ...]) -> None:
@@ -80,7 +81,7 @@ def test_rooms_do_not_know_each_other(room: str, forbidden: tuple[str, ...]) -> 
         ("gdown", {"weights.web"}),
         ("requests", {"weights.web"}),
         ("filelock", {"weights.locks"}),
-        ("huggingface_hub", {"weights.hub"}),
+        ("huggingface_hub", {"weights.hub", "hub.remote", "hub.metadata"}),
     ],
 )
 def test_foreign_houses_are_entered_by_one_door(library: str, allowed: set[str]) -> None:

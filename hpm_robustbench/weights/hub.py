@@ -20,6 +20,9 @@ _HASH = re.compile(r"[0-9a-f]+")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
 
 
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
 @dataclass(frozen=True)
 class Hub:
     """A Hub, and where its files are kept; by default those that the client's own settings name."""
@@ -47,7 +50,7 @@ class Hub:
                 library_name="hpm-robustbench",
             )
         except Exception as error:  # the client raises its own errors and those of two HTTP libraries
-            raise _explained(file, error) from error
+            raise _explained(file, error) from None  # a chained message could repeat a token
         path = Path(found)
         _check_arrived(path, file)
         commit = path.parents[file.file.count("/")].name
@@ -95,7 +98,7 @@ def _explained(file: HubFile, error: Exception) -> HpmBenchError:
             wanted=wanted, got=str(error.strerror), next_step="free some space, or name another folder with HF_HOME"
         )
     got, next_step = _reason(file, error)
-    return DownloadFailed(wanted=wanted, got=_TOKEN.sub("hf_...", got), next_step=next_step)
+    return DownloadFailed(wanted=wanted, got=got, next_step=next_step)
 
 
 def _reason(file: HubFile, error: Exception) -> tuple[str, str]:
@@ -104,30 +107,34 @@ def _reason(file: HubFile, error: Exception) -> tuple[str, str]:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the Hub did answer
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
     known: list[tuple[type[Exception], str, str]] = [
         (
             errors.GatedRepoError,
             "a repository whose terms have to be accepted",
-            f"accept them on its page, and {log_in}",
+            f"accept them on its page, and {LOG_IN}",
         ),
-        (errors.RepositoryNotFoundError, "no such repository, or a private one", f"check its name; or {log_in}"),
+        (errors.RepositoryNotFoundError, "no such repository, or a private one", f"check its name; or {LOG_IN}"),
         (errors.RevisionNotFoundError, "no such revision", "name a commit, branch or tag of that repository"),
         (
             errors.LocalEntryNotFoundError,
-            f"not in the local cache, and the Hub could not be asked ({_line(error.__cause__ or error)})",
+            f"not in the local cache, and the Hub could not be asked ({in_one_line(error.__cause__ or error)})",
             f"connect, unset HF_HUB_OFFLINE, or bring it where you can: hf download {file.repo} {file.file} "
             f"--revision {file.revision}",
         ),
         (errors.EntryNotFoundError, "no such file in it", "name one: hf:owner/name@revision:file.safetensors"),
-        (errors.HfHubHTTPError, _line(error), f"try again later; if access is denied, {log_in}"),
+        (errors.HfHubHTTPError, in_one_line(error), f"try again later; if access is denied, {LOG_IN}"),
     ]
     return next(
         ((got, next_step) for kind, got, next_step in known if isinstance(error, kind)),
-        (_line(error), "try again later"),
+        (in_one_line(error), "try again later"),
     )
 
 
-def _line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """The first line of what an error says, without any token."""
+    from huggingface_hub import get_token  # noqa: PLC0415
+
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    own = get_token()
+    said = lines[0].replace(own, "hf_...") if own else lines[0]
+    return f"{type(error).__name__}: {_TOKEN.sub('hf_...', said)[:200]}"

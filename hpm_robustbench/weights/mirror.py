@@ -9,15 +9,15 @@ Only weights whose licence lets anybody publish them go in, unless a person says
 
 from __future__ import annotations
 
-import html
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.ledger.markdown import cell
 from hpm_robustbench.weights.converted import convert_once
 from hpm_robustbench.weights.load import assemble
 from hpm_robustbench.weights.locate import Original, locate
@@ -26,7 +26,6 @@ from hpm_robustbench.weights.transfer import Fetcher, Partial
 from hpm_robustbench.weights.trust import STRICT, Trust, measure
 from hpm_robustbench.zoo.spec import ModelSpec
 
-_FREE = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0"})
 _INDEX = "index.json"
 _ABOUT = ("title", "authors", "link", "license")
 _FACTS = {"model", "dataset", "threat_model", *_ABOUT, "origin", "original", "size", "sha256"}
@@ -50,26 +49,6 @@ hpm-bench run --model {model} --dataset {dataset} --threat_model {threat_model} 
 |---|---|---|---|
 {rows}
 """
-
-
-def check_licences(specs: Sequence[ModelSpec], allowed: Sequence[str] = ()) -> None:
-    """See that all weights may be published again.
-
-    Args:
-        specs: which models.
-        allowed: further licences, by name, under which the caller may publish.
-
-    Raises:
-        UsageProblem: a licence that nobody knows, or that forbids some uses.
-    """
-    refused = [spec for spec in specs if spec.paper.license not in _FREE.union(allowed)]
-    if refused:
-        first = refused[0].paper.license
-        raise UsageProblem(
-            wanted="weights that anybody may publish",
-            got=", ".join(f"{spec.name} ({spec.paper.license})" for spec in refused),
-            next_step=f"leave them out; or, if its terms let you publish them there, add --allow-license {first}",
-        )
 
 
 def mirror(
@@ -176,11 +155,5 @@ def _readme(index: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> str:
-    made_by = f"{_cell(entry['authors'])}, *{_cell(entry['title'])}* {_cell(entry['link'])}"
-    return f"| `{name}` | {_cell(entry['license'])} | {made_by} | `{_cell(entry['origin'])}` |"
-
-
-def _cell(text: object) -> str:
-    """Text for a table in Markdown, in which it is nothing but text."""
-    plain = " ".join(str(text).replace("<br>", " ").split())
-    return html.escape(plain).replace("|", "&#124;").replace("`", "&#96;")
+    made_by = f"{cell(entry['authors'])}, *{cell(entry['title'])}* {cell(entry['link'])}"
+    return f"| `{name}` | {cell(entry['license'])} | {made_by} | `{cell(entry['origin'])}` |"

@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import IntegrityError, InvalidInput, UsageProblem
 from hpm_robustbench.threat import ThreatModel
-from hpm_robustbench.weights.mirror import check_licences, mirror
+from hpm_robustbench.weights.mirror import mirror
 from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.weights.web import Web
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
 from hpm_robustbench.zoo.catalog import catalog
+from hpm_robustbench.zoo.licences import check_licences
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 STATE = {"weight": torch.eye(2), "bias": torch.ones(2)}

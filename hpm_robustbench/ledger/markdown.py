@@ -1,0 +1,11 @@
+"""Text for a page in Markdown, in which it is nothing but text. No torch."""
+
+from __future__ import annotations
+
+import html
+
+
+def cell(text: object) -> str:
+    """One line for a table in Markdown: no HTML, no code, no column more."""
+    plain = " ".join(str(text).replace("<br>", " ").split())
+    return html.escape(plain).replace("|", "&#124;").replace("`", "&#96;")

@@ -1,0 +1,207 @@
+"""Published by the Hub's real client on a Hub on the loopback: whole or not at all, once, and never in silence."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from hpm_robustbench.errors import UploadFailed, UsageProblem
+from hpm_robustbench.hub.remote import Destination, push
+
+FILES = {
+    "config.json": b"{}",
+    "hpm_card.json": b'{"a": 1}',
+    "model.safetensors": b"x" * 5000,
+    "README.md": b"---\na: 1\n---\n",
+}
+HERE = Destination("me/model")
+
+
+def commits(hub) -> list[str]:
+    return hub.repositories["me/model"].messages
+
+
+def test_all_files_arrive_in_one_commit_and_come_back(hub, tmp_path):
+    done = push(FILES, HERE, "Publish a model")
+    assert done.changed and done.commit == hub.repositories["me/model"].branches["main"]
+    assert done.address == f"{hub.address}/me/model/commit/{done.commit}"
+    assert {k: v for k, v in hub.head("me/model").items() if k != ".gitattributes"} == FILES
+    assert commits(hub) == ["initial commit", "Publish a model"]
+    folder = Path(snapshot_download("me/model", revision=done.commit, cache_dir=tmp_path / "elsewhere"))
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+
+
+def test_a_second_time_nothing_is_sent_and_one_changed_file_goes_alone(hub):
+    first = push(FILES, HERE, "one")
+    asked = len(hub.asked)
+    assert push(FILES, HERE, "two") == (first.commit, f"{hub.address}/me/model/tree/{first.commit}", False)
+    assert {a.method for a in hub.asked[asked:] if "/create" not in a.path} == {"GET"}
+    assert push({**FILES, "README.md": b"---\nb: 2\n---\n"}, HERE, "three").changed
+    assert commits(hub) == ["initial commit", "one", "three"]
+    assert sum(a.method == "PUT" for a in hub.asked) == 1
+
+
+def test_a_branch_a_proposal_and_a_private_repository(hub):
+    main = push(FILES, HERE, "one")
+    other = push({**FILES, "config.json": b"[]"}, Destination("me/model", "next"), "two")
+    repository = hub.repositories["me/model"]
+    assert (repository.branches["main"], repository.branches["next"]) == (main.commit, other.commit)
+    proposed = push({**FILES, "config.json": b"[1]"}, Destination("me/model", create_pr=True), "three")
+    assert proposed.address.endswith("/discussions/2")
+    assert repository.branches["main"] == main.commit
+    push(FILES, Destination("lab/secret", private=True), "one")
+    assert hub.repositories["lab/secret"].private
+    assert not repository.private
+
+
+def test_what_is_to_be_private_is_not_sent_where_all_can_see_it(hub):
+    push(FILES, HERE, "one")
+    with pytest.raises(UsageProblem, match="one that everybody sees; nothing was sent"):
+        push({**FILES, "config.json": b"[]"}, Destination("me/model", private=True), "two")
+    assert commits(hub) == ["initial commit", "one"]
+
+
+def test_another_models_repository_is_left_alone(hub, loopback):
+    push({"config.json": b"{}"}, HERE, "theirs")
+    with pytest.raises(UsageProblem, match=r"another model's config\.json"):
+        push(FILES, HERE, "ours")
+    assert commits(hub) == ["initial commit", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision"),
+    [("model", "main"), ("../x/y", "main"), ("me/mo--del", "main"), ("me/model", "a b"), ("a/b/c", "main")],
+)
+def test_a_destination_that_is_none_is_refused_at_once(repo, revision):
+    with pytest.raises(UsageProblem):
+        Destination(repo, revision)
+
+
+def test_a_proposal_for_another_branch_is_refused():
+    with pytest.raises(UsageProblem, match="--create-pr with --revision next"):
+        Destination("me/model", "next", create_pr=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "got"),
+    [
+        (None, "me/model", "no token"),
+        ("hf_reader", "me/model", "may not write there"),
+        ("hf_unknown", "me/model", "not accepted"),
+        ("hf_CANARY" + "z" * 25, "other/model", "may not write there"),
+    ],
+)
+def test_who_may_not_write_is_told_so(token, repo, got, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UploadFailed, match=got) as caught:
+        push(FILES, Destination(repo), "one")
+    assert caught.value.exit_code == 3
+    assert hub.repositories == {}
+    assert (len(hub.asked) > 0) is (token is not None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "got"),
+    [
+        (("POST .*/commit/", 409), "a conflict"),
+        (("POST .*/commit/", 412), "somebody else made meanwhile"),
+        (("POST .*/commit/", 413), "too large"),
+        (("POST .*/commit/", 500), "500"),
+        (("POST .*/commit/", 0), "check the connection"),
+        (("GET .*/tree/", 404), "no such repository"),
+        (("POST .*/preupload/", 403), "may not write there"),
+        (("PUT /storage/", 400), "repeat the command"),
+        (("PUT /storage/", 0), "repeat the command"),
+        (("POST .*objects/batch", 503), "503"),
+        (("POST /api/validate-yaml", 500), "repeat the command"),
+    ],
+)
+def test_a_failure_says_what_happened_shows_nothing_and_is_made_good_by_repeating(fault, got, hub, loopback):
+    match, status = fault
+    hub.faults = [loopback.Fault(match, status, times=99)]
+    with pytest.raises(UploadFailed, match=got):
+        push(FILES, HERE, "one")
+    assert set(hub.head("me/model")) == {".gitattributes"}
+    hub.faults = []
+    push(FILES, HERE, "one")
+    assert set(hub.head("me/model")) == {".gitattributes", *FILES}
+
+
+def test_too_many_requests_say_how_long_to_wait(hub, loopback):
+    hub.faults = [loopback.Fault("POST .*/preupload/", 429, times=99, headers={"Retry-After": "17"})]
+    with pytest.raises(UploadFailed, match="too many requests, to be made again in 17 s"):
+        push(FILES, HERE, "one")
+
+
+def test_a_busy_hub_is_asked_again(hub, loopback):
+    hub.faults = [loopback.Fault("POST .*objects/batch", 503, times=2), loopback.Fault("PUT", 500, times=1)]
+    assert push(FILES, HERE, "one").changed
+
+
+def test_what_was_sent_is_not_sent_again_after_a_break(hub, loopback):
+    hub.faults = [loopback.Fault("POST .*/commit/", 0)]
+    with pytest.raises(UploadFailed):
+        push(FILES, HERE, "one")
+    push(FILES, HERE, "one")
+    assert sum(a.method == "PUT" for a in hub.asked) == 1
+
+
+def test_a_commit_whose_answer_was_lost_is_found_done(hub, loopback):
+    hub.faults = [loopback.Fault("POST .*/commit/", after=True)]
+    with pytest.raises(UploadFailed):
+        push(FILES, HERE, "one")
+    assert not push(FILES, HERE, "one").changed
+    assert commits(hub) == ["initial commit", "one"]
+
+
+def test_two_at_once_leave_one_whole_state(hub, loopback):
+    push(FILES, HERE, "zero")
+    hub.faults = [loopback.Fault("POST .*/preupload/", delay=0.0, times=0)]
+    states = [{**FILES, "config.json": bytes([i]) * 9, "model.safetensors": bytes([i]) * 5000} for i in (1, 2)]
+    met, outcomes = threading.Barrier(2), []
+
+    def one(files: dict[str, bytes]) -> None:
+        met.wait()
+        try:
+            outcomes.append(push(files, HERE, "at once").changed)
+        except UploadFailed as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(files,)) for files in states]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held = {k: v for k, v in hub.head("me/model").items() if k != ".gitattributes"}
+    assert held in states
+    assert True in outcomes
+    assert all(o is True or "somebody else made meanwhile" in o for o in outcomes)
+
+
+def test_offline_nothing_is_asked(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UploadFailed, match=r"offline mode.*HF_HUB_OFFLINE"):
+        push(FILES, HERE, "one")
+    assert hub.asked == []
+
+
+def test_the_stand_in_speaks_as_documented(hub):
+    """The fields that the Hub's API and git-lfs document, and that clients of other makes would look for."""
+    from huggingface_hub import HfApi
+
+    commit = push(FILES, HERE, "one").commit
+    api = HfApi()
+    assert api.whoami()["name"] == "lab"
+    info = api.model_info("me/model")
+    assert (info.id, info.sha, info.private) == ("me/model", commit, False)
+    assert [ref.target_commit for ref in api.list_repo_refs("me/model").branches] == [commit]
+    assert api.file_exists("me/model", "config.json") and not api.file_exists("me/model", "absent.json")
+    [large] = [e for e in api.list_repo_tree("me/model") if e.lfs]
+    assert (large.path, large.lfs.size, large.size) == ("model.safetensors", 5000, 5000)
+    assert hf_hub_download("me/model", "config.json").endswith(f"{commit}/config.json")
