@@ -7,14 +7,24 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpm_robustbench.errors import HpmBenchError, UsageProblem
+from hpm_robustbench.errors import HpmBenchError
+from hpm_robustbench.options import a_path as _path
+from hpm_robustbench.options import allow_global as _allow_global
+from hpm_robustbench.options import allow_license as _allow_license
+from hpm_robustbench.options import both_spellings as _both_spellings
+from hpm_robustbench.options import checksums as _checksums
+from hpm_robustbench.options import data_dir as _data_dir
+from hpm_robustbench.options import format_of as _format_of
+from hpm_robustbench.options import model_dir as _model_dir
+from hpm_robustbench.options import output as _output
+from hpm_robustbench.push import push
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 if TYPE_CHECKING:
@@ -27,36 +37,7 @@ class _Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-def _both_spellings(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option under its dashed name and under RobustBench's spelling with underscores."""
-    return click.option(f"--{name.replace('_', '-')}", f"--{name}", name, show_default=True, **settings)
-
-
-_path = click.Path(path_type=Path)
-
-
-def _format_of(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option with the forms in which a result can be printed, the default first."""
-    return click.option("--format", "form", type=click.Choice(forms), default=forms[0], show_default=True)
-
-
 _format = _format_of("human", "json")
-_output = click.option(
-    "--output", type=_path, default=Path(), help="Folder of runs/, model_cards/ and leaderboard/.", show_default=True
-)
-
-
-_model_dir = _both_spellings(
-    "model_dir", type=_path, default=Path("models"), help="Checkpoints; RobustBench's own folder will do."
-)
-
-_checksums = click.option("--checksums", type=_path, help="What checkpoints must be; see `hpm-bench weights pin`.")
-_allow_global = click.option(
-    "--allow-global",
-    multiple=True,
-    metavar="MODULE.NAME",
-    help="A class that a checkpoint may use beyond tensors. Allow none that does harm when it is built.",
-)
 
 
 @click.group(context_settings={"auto_envvar_prefix": "HPM_BENCH", "help_option_names": ["-h", "--help"]})
@@ -70,7 +51,11 @@ def cli(quiet: bool) -> None:
 
 
 @cli.command()
-@click.option("--model", show_default=DIGITS_MODEL, help="A model's name; see `hpm-bench list`.")
+@click.option(
+    "--model",
+    show_default=DIGITS_MODEL,
+    help="A model's name; see `hpm-bench list`. Or hf:owner/name@revision, where `hpm-bench push` has published one.",
+)
 @click.option("--factory", help="Your own model: package.module:function that builds the untrained network.")
 @click.option("--name", help="Your model's name on its card; the factory's by default.")
 @click.option(
@@ -103,7 +88,7 @@ def cli(quiet: bool) -> None:
 @_model_dir
 @_checksums
 @_allow_global
-@_both_spellings("data_dir", type=_path, default=Path("data"), help="Downloaded datasets.")
+@_data_dir
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
@@ -147,30 +132,26 @@ def run(  # the options of one command
     """
     import torch
 
+    from hpm_robustbench.hub.trial import published
     from hpm_robustbench.pipeline import Screen, prepare, verify_kept
     from hpm_robustbench.report import render_card, render_rows, render_screen, screen_rows
-    from hpm_robustbench.request import own_spec, run_options, spec_to_run
+    from hpm_robustbench.request import chosen_spec, run_options
     from hpm_robustbench.workers import default_workers, evaluate_together
 
-    track = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
-    if factory is None:
-        own = {"name": name, "head": head, "about": about, "weights": None if model else weights}
-        given = [f"--{key}" for key, value in own.items() if value]
-        if given:
-            raise UsageProblem(
-                wanted=f"--factory beside {', '.join(given)}", got="none", next_step="add it, or leave those out"
-            )
-        spec = spec_to_run(model or DIGITS_MODEL, weights=weights, **track)
+    asked: dict[str, Any] = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
+    asked |= {"factory": factory, "weights": weights, "name": name, "head": head, "about": about}
+    chosen, ready = run_options(**options), None
+    if model is not None and model.startswith("hf:"):
+        spec, chosen, ready = published(model, chosen, options["knobs"], **asked)
     else:
-        sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
-        spec = own_spec(factory, weights, name=name, head=head, about=about, **track)
+        spec = chosen_spec(model, **asked)
     torch.set_num_threads(1)  # a sum's last bits depend on the threads; processes are the better parallelism anyway
     if verify:
-        rows = [vars(found) for found in verify_kept(prepare(spec, run_options(**options)))]
+        rows = [vars(found) for found in verify_kept(prepare(spec, chosen, model=ready))]
         click.echo(_json(rows) if form == "json" else render_rows(rows, empty="no run under attack"))
         return
     workers = workers or default_workers(options["device"])
-    outcome = evaluate_together(spec, run_options(**options), workers, arguments)
+    outcome = evaluate_together(spec, chosen, workers, arguments, ready)
     if outcome is None:
         return
     if isinstance(outcome, Screen):
@@ -205,6 +186,9 @@ def list_models(
         click.echo(_json([_facts(spec) for spec in specs]))
     else:
         click.echo(render_specs(specs) if form == "human" else render_specs_markdown(specs))
+
+
+cli.add_command(push)
 
 
 @cli.command()
@@ -293,7 +277,7 @@ def pin(
 @click.option("--dataset")
 @_both_spellings("threat_model")
 @click.option("--folder", type=_path, required=True, help="Folder that takes the files; earlier ones in it stay.")
-@click.option("--allow-license", multiple=True, help="A licence that lets you publish where you are going to.")
+@_allow_license
 @_model_dir
 @_checksums
 @_allow_global

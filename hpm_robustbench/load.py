@@ -32,13 +32,21 @@ _COUPLED = "The network's answer for an image depends on the others of its batch
 class Wrapped:
     """A classifier and the model it was made from, both frozen.
 
-    ``prototypes_from`` tells where the prototypes come from, ``about`` what is peculiar about the model.
+    ``prototypes_from`` tells where the prototypes come from, ``about`` what is peculiar about the model, ``published``
+    where the classifier was found as it is.
     """
 
     classifier: HPMClassifier
     base: nn.Module
     prototypes_from: str
     about: str
+    published: str = ""
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Sentences for its card, by topic."""
+        said = {"prototypes": self.prototypes_from, "model": self.about, "published": self.published}
+        return {topic: sentence for topic, sentence in said.items() if sentence}
 
 
 def wrap(

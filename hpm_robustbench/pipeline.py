@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -59,6 +59,8 @@ from hpm_robustbench.zoo.spec import ModelSpec
 
 COUPLING = "coupling"
 SCREENS = (QUICK, COUPLING)
+Ready: TypeAlias = Callable[[torch.device], Wrapped]
+"""Brings a model that is wrapped already to a device."""
 _REFERENCE_IMAGES = 128
 _FILE = 500
 """Images of one corruption and severity that are written down together, or one batch if that is larger."""
@@ -135,8 +137,7 @@ class Case:
     corrupted: CorruptedSource | None
     trials: Sequence[tuple[BasePlan, Subject]]
     weights_sha256: tuple[str, ...]
-    prototypes_from: str
-    about_model: str
+    wrapped: Wrapped
     output: Path
     keep_images: bool
     is_screen: bool
@@ -184,14 +185,17 @@ def screen(
 
 
 def prepare(
-    spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
+    spec: ModelSpec, options: RunOptions, *, model: nn.Module | Ready | None = None, source: DataSource | None = None
 ) -> Case:
-    """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``."""
+    """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``.
+
+    A model that is ``Ready`` is wrapped already, and its spec names the sha256 of its weights.
+    """
     with _full_precision_kernels():
         return _prepare(spec, options, model, source)
 
 
-def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, source: DataSource | None) -> Case:
+def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Case:
     device = _device(options.device)
     _check_screen(spec, options)
     source = source or _open_clean(spec, options)
@@ -199,6 +203,21 @@ def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, sour
     corrupted = _open_corrupted(spec, source.dataset, options)
     test, training = select(source, options.n_ex)
     test = test if corrupted is None else corrupted.clean_counterpart(test)
+    if callable(model) and not isinstance(model, nn.Module):
+        wrapped, sha256 = model(device), spec.weights.sha256
+    else:
+        wrapped, sha256 = _wrapped(spec, options, model, training)
+    trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
+    if not (options.overwrite or options.screen):
+        _check_card(spec, [plan for plan, _ in trials], sha256, options)
+    output, keep_images, is_screen = options.output, options.keep_images, bool(options.screen)
+    return Case(spec, test, corrupted, trials, sha256, wrapped, output, keep_images, is_screen)
+
+
+def _wrapped(
+    spec: ModelSpec, options: RunOptions, model: nn.Module | None, training: ExampleSet
+) -> tuple[Wrapped, tuple[str, ...]]:
+    """The wrapped model, and what its weights hash to."""
     if model is None:
         model, sha256 = load_weights(spec, options.model_dir, trust=options.trust)
     else:
@@ -208,25 +227,11 @@ def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | None, sour
         training,
         options.defence,
         head=spec.head,
-        device=device,
+        device=options.device,
         batch_size=options.batch_size,
         keep=options.output / "prototypes",
     )
-    trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
-    if not (options.overwrite or options.screen):
-        _check_card(spec, [plan for plan, _ in trials], sha256, options)
-    return Case(
-        spec,
-        test,
-        corrupted,
-        trials,
-        sha256,
-        wrapped.prototypes_from,
-        wrapped.about,
-        options.output,
-        options.keep_images,
-        bool(options.screen),
-    )
+    return wrapped, sha256
 
 
 def _check_screen(spec: ModelSpec, options: RunOptions) -> None:
@@ -292,7 +297,6 @@ def conclude(case: Case) -> Outcome | Screen:
     records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
     if case.is_screen:
         return Screen(records)
-    about_model = {"model": case.about_model} if case.about_model else {}
     name = case.spec.preprocessing
     about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}
     build = build_card if case.corrupted is None else build_corruption_card
@@ -301,7 +305,7 @@ def conclude(case: Case) -> Outcome | Screen:
         records,
         n_classes=case.test.dataset.n_classes,
         weights_sha256=case.weights_sha256,
-        notes={"prototypes": case.prototypes_from, **about_model, **about_images},
+        notes={**case.wrapped.notes, **about_images},
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
 

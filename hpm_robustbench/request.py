@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hpm_robustbench.pipeline import RunOptions
 from hpm_robustbench.threat import Batching, Norm, Threat, parse_threat, parse_threat_name
 from hpm_robustbench.weights import Trust
 from hpm_robustbench.weights.hub import at_commits
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.from_file import spec_from_factory, weights_from_text
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
@@ -78,6 +80,31 @@ def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
 
 def _without(paper: Paper, figures: Sequence[str]) -> Paper:
     return replace(paper, **{key: getattr(Paper(), key) for key in figures})
+
+
+def chosen_spec(model: str | None, *, factory: str | None, **asked: Any) -> ModelSpec:
+    """The model that a command names: a known one, the embedded one by default, or the caller's own with a factory.
+
+    Args:
+        model: its name.
+        factory: of the caller's own.
+        **asked: as ``own_spec`` takes them; ``weights`` alone may go with a known model.
+
+    Raises:
+        UsageProblem: options of the caller's own model without a factory; or see ``spec_to_run`` and ``own_spec``.
+        HpmBenchError: see there.
+    """
+    if factory is not None:
+        sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
+        return own_spec(factory, **asked)
+    name, head, about = asked.pop("name"), asked.pop("head"), asked.pop("about")
+    own = {"name": name, "head": head, "about": about, "weights": None if model else asked["weights"]}
+    given = [f"--{key}" for key, value in own.items() if value]
+    if given:
+        raise UsageProblem(
+            wanted=f"--factory beside {', '.join(given)}", got="none", next_step="add it, or leave those out"
+        )
+    return spec_to_run(model or DIGITS_MODEL, **asked)
 
 
 def own_spec(

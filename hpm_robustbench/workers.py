@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Outcome, RunOptions, Screen, attack, conclude, examine, prepare
+from hpm_robustbench.pipeline import Outcome, Ready, RunOptions, Screen, attack, conclude, examine, prepare
 from hpm_robustbench.zoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def default_workers(device: str) -> int:
 
 
 def evaluate_together(
-    spec: ModelSpec, options: RunOptions, workers: int, arguments: Sequence[str]
+    spec: ModelSpec, options: RunOptions, workers: int, arguments: Sequence[str], ready: Ready | None = None
 ) -> Outcome | Screen | None:
     """``pipeline.evaluate`` or ``screen`` together with ``workers`` - 1 other processes; None in those.
 
@@ -47,12 +47,13 @@ def evaluate_together(
         options: how.
         workers: processes in all.
         arguments: of ``hpm-bench``, by which this process was asked for the same.
+        ready: brings the model, if it is wrapped already.
     """
     if _SHARE in os.environ:
         threading.Thread(target=_end_with_the_caller, daemon=True).start()
-        attack(prepare(spec, options), _parse_share(os.environ[_SHARE]))
+        attack(prepare(spec, options, model=ready), _parse_share(os.environ[_SHARE]))
         return None
-    case = prepare(spec, options)
+    case = prepare(spec, options, model=ready)
     with _other_workers(workers, arguments) as wait:
         attack(case, Share(0, workers))
         wait()

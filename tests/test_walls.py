@@ -17,7 +17,7 @@ MODULES = {
     ".".join([NAME, *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-TORCH_FREE = ("errors", "threat", "cli", "report", "zoo", "ledger", "hpm.config", "data.known", "")
+TORCH_FREE = ("errors", "threat", "cli", "options", "push", "report", "zoo", "ledger", "hpm.config", "data.known", "")
 HEAVY = ("torch", "torchvision", "robustbench", "pyautoattack", "autoattack", "timm", "jaxtyping")
 
 

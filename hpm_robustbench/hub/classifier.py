@@ -54,7 +54,8 @@ class HPMClassifier(Defence):
         """
         found = find(name, revision)
         state = read_state_dict(found.tensors)
-        return cls.of(*restore(found.description, state, Means(**means), found.where))
+        restored = restore(found.description, state, Means(**means), found.where)
+        return cls.of(restored.classifier, restored.origin)
 
     def save_pretrained(self, folder: str | Path, *, include_backbone: bool = True, means: Means | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``; ``from_pretrained`` takes the folder.

@@ -88,7 +88,7 @@ def _check_backbone(origin: Origin, description: Description, tensors: dict[str,
         raise InvalidInput(
             wanted="base weights that others can fetch, since the backbone is left out",
             got=f"weights from {origin.spec.weights.public}",
-            next_step="include the backbone",
+            next_step="include the backbone (--include-backbone)",
         )
     try:
         restore(description, tensors, means, "the files to be saved")
@@ -96,5 +96,5 @@ def _check_backbone(origin: Origin, description: Description, tensors: dict[str,
         raise InvalidInput(
             wanted=f"the backbone of {origin.spec.name} as its weights give it, since it is left out",
             got=error.got,
-            next_step="include the backbone; it is needed if it was trained further",
+            next_step="include the backbone (--include-backbone); it is needed if it was trained further",
         ) from error

@@ -46,15 +46,15 @@ class Destination:
             )
 
 
-class Pushed(NamedTuple):
-    """What a push came to: the commit that holds the files, where to look at it, and whether it was made just now."""
+class Sent(NamedTuple):
+    """What it came to: the commit that holds the files, where to look at it, and whether it was made just now."""
 
     commit: str
     address: str
     changed: bool
 
 
-def push(files: Mapping[str, bytes], destination: Destination, message: str) -> Pushed:
+def send(files: Mapping[str, bytes], destination: Destination, message: str) -> Sent:
     """Make a repository hold these files; others in it stay. What it holds already is not sent again.
 
     Nobody sees a part of it: files come before the one commit that names them. After a failure, the same call
@@ -73,14 +73,14 @@ def push(files: Mapping[str, bytes], destination: Destination, message: str) -> 
         raise _failed(destination, "no token", LOG_IN)
     api = HfApi(library_name=LIBRARY, library_version=version(LIBRARY))
     try:
-        return _push(api, files, destination, message)
+        return _send(api, files, destination, message)
     except HpmBenchError:
         raise
     except Exception as error:  # the client raises its own errors and those of two HTTP libraries
         raise _failed(destination, *_reason(error)) from None  # a chained message could repeat a token
 
 
-def _push(api: HfApi, files: Mapping[str, bytes], destination: Destination, message: str) -> Pushed:
+def _send(api: HfApi, files: Mapping[str, bytes], destination: Destination, message: str) -> Sent:
     repo, revision = destination.repo, destination.revision
     api.create_repo(repo, private=destination.private or None, exist_ok=True)
     if revision != _MAIN:
@@ -102,7 +102,7 @@ def _push(api: HfApi, files: Mapping[str, bytes], destination: Destination, mess
         )
     changed = {path: content for path, content in files.items() if held.get(path) not in _hashes(content)}
     if not changed:
-        return Pushed(head.sha, f"{api.endpoint}/{repo}/tree/{head.sha}", False)
+        return Sent(head.sha, f"{api.endpoint}/{repo}/tree/{head.sha}", False)
     made = api.create_commit(
         repo,
         [CommitOperationAdd(path, content) for path, content in changed.items()],
@@ -111,7 +111,7 @@ def _push(api: HfApi, files: Mapping[str, bytes], destination: Destination, mess
         create_pr=destination.create_pr,
         parent_commit=head.sha,
     )
-    return Pushed(made.oid, made.pr_url or made.commit_url, True)
+    return Sent(made.oid, made.pr_url or made.commit_url, True)
 
 
 def _held(api: HfApi, repo: str, commit: str) -> dict[str, str]:

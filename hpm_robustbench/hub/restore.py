@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,15 @@ class Means:
     trust: Trust = STRICT
 
 
-def restore(description: Description, state: Mapping[str, Tensor], means: Means, where: str) -> tuple[Defence, Origin]:
+class Restored(NamedTuple):
+    """A published classifier, where it comes from, and what is peculiar about its base model."""
+
+    classifier: Defence
+    origin: Origin
+    about: str
+
+
+def restore(description: Description, state: Mapping[str, Tensor], means: Means, where: str) -> Restored:
     """Rebuild a published classifier, frozen, and see that every tensor is what was published.
 
     Args:
@@ -59,19 +68,21 @@ def restore(description: Description, state: Mapping[str, Tensor], means: Means,
     spec = base_spec(description.base, own=means.network is not None)
     network = _network(description, spec, means)
     x = probes(network, description.images.image_shape)[0].to(means.device)
-    rule = replace(spec.head, one_by_one=spec.head.one_by_one or description.coupled)
-    parts, _ = take_apart(network, description.images, x, rule, coupled=description.coupled)
+    parts, about = take_apart(network, description.images, x, spec.head, coupled=description.coupled)
     classifier = _empty(parts, description, state, where).to(means.device)
     _fill(classifier, description, state, where)
-    return classifier.freeze(), Origin(spec, description.images, description.prototypes)
+    return Restored(classifier.freeze(), Origin(spec, description.images, description.prototypes), about)
 
 
 def _network(description: Description, spec: ModelSpec, means: Means) -> nn.Module:
-    """The bare network; with the base model's own weights where the published file does not bring them."""
-    network = means.network.eval() if means.network is not None else None
+    """The bare network; with the base model's own weights where the published file does not bring them.
+
+    A factory is called only if it is the catalog's: that of a description is somebody else's word.
+    """
+    network = build(spec) if means.network is None else means.network.eval()
     if description.contains == "model":
-        return build(spec) if network is None else network
-    return load_weights(spec, means.model_dir, trust=means.trust).model
+        return network
+    return load_weights(spec, means.model_dir, trust=means.trust, network=network).model
 
 
 def _empty(parts: Split, description: Description, state: Mapping[str, Tensor], where: str) -> Defence:
@@ -96,6 +107,14 @@ def answer_in(classifier: Defence, batching: Batching, state: Mapping[str, Tenso
                 next_step="ask its publisher to push it again",
             )
         classifier.register_buffer(name, torch.zeros_like(state[name]))
+
+
+def answer_alone(classifier: Defence) -> None:
+    """Let a classifier answer for each image alone, as if it had never had another batching."""
+    classifier.batching = Batching.SOLO
+    for name in _REFERENCE:
+        if hasattr(classifier, name):
+            delattr(classifier, name)
 
 
 def _fill(classifier: Defence, description: Description, state: Mapping[str, Tensor], where: str) -> None:

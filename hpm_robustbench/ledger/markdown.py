@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 
+_MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|`[]*_"})
+
 
 def cell(text: object) -> str:
-    """One line for a table in Markdown: no HTML, no code, no column more."""
+    """One line for a table in Markdown: no HTML, no link, no code, no column more."""
     plain = " ".join(str(text).replace("<br>", " ").split())
-    return html.escape(plain).replace("|", "&#124;").replace("`", "&#96;")
+    return html.escape(plain).translate(_MARKUP)

@@ -78,7 +78,9 @@ def command(bench: HpmBench | CorruptionBench) -> str:
 
 
 def _model_options(bench: Bench) -> list[str]:
-    source = bench.weights.source
+    source, published = bench.weights.source, bench.notes.get("published")
+    if published is not None:
+        return ["--model", published]
     if not source.startswith(("file:", "hf:")):
         return ["--model", bench.base_model]
     weights = ["--weights", source.removeprefix("file:")]

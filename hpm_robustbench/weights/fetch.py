@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, UnsafePickle
 from hpm_robustbench.weights.locks import locked, unwritable
+from hpm_robustbench.weights.offline import may_connect
 from hpm_robustbench.weights.places import Place
 from hpm_robustbench.weights.transfer import Fetcher, Partial, Patient, Unavailable
 from hpm_robustbench.weights.web import GOOGLE_DRIVE, GoogleDrive, Web
@@ -59,6 +60,8 @@ def fetch_once(
 def _fetch(fetcher: Fetcher, locator: str, partial: Partial) -> None:
     """Leave behind what the next attempt can continue, and nothing else."""
     try:
+        if not may_connect():
+            raise Unavailable("no file at hand, and no leave to connect")
         fetcher.fetch(locator, partial)
         if not partial.path.is_file():
             raise Unavailable("nothing arrived")

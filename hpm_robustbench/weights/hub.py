@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, StorageProblem
+from hpm_robustbench.weights.offline import may_connect
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
 
@@ -48,6 +49,7 @@ class Hub:
                 endpoint=self.endpoint,
                 cache_dir=self.cache,
                 library_name="hpm-robustbench",
+                local_files_only=not may_connect(),
             )
         except Exception as error:  # the client raises its own errors and those of two HTTP libraries
             raise _explained(file, error) from None  # a chained message could repeat a token

@@ -31,7 +31,13 @@ class Loaded(NamedTuple):
     sha256: tuple[str, ...]
 
 
-def load_weights(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = None, trust: Trust = STRICT) -> Loaded:
+def load_weights(
+    spec: ModelSpec,
+    model_dir: Path,
+    fetcher: Fetcher | None = None,
+    trust: Trust = STRICT,
+    network: nn.Module | None = None,
+) -> Loaded:
     """Build a spec's network and put its weights into it, strictly.
 
     Args:
@@ -39,19 +45,22 @@ def load_weights(spec: ModelSpec, model_dir: Path, fetcher: Fetcher | None = Non
         model_dir: where checkpoints lie; see the package.
         fetcher: brings what is not there yet; by default the client that fits the source.
         trust: what is believed of files from elsewhere.
+        network: the bare network, if it is not to be built as the spec says.
 
     Raises:
         HpmBenchError: see ``build``, ``locate``, ``read_tensors`` and ``load_into``.
     """
     originals = locate(spec, model_dir, fetcher, trust)
     _tell_unpinned(spec, originals)
-    return assemble(spec, originals, model_dir, trust)
+    return assemble(spec, originals, model_dir, trust, network)
 
 
-def assemble(spec: ModelSpec, originals: Sequence[Original], model_dir: Path, trust: Trust) -> Loaded:
+def assemble(
+    spec: ModelSpec, originals: Sequence[Original], model_dir: Path, trust: Trust, network: nn.Module | None = None
+) -> Loaded:
     """Put the tensors of located files into a spec's network; see ``load_weights``."""
     states = [read_tensors(original.path, original.checksum, model_dir, trust) for original in originals]
-    model = build(spec)
+    model = build(spec) if network is None else network
     fill(model, spec.weights, states, [str(original.path) for original in originals])
     return Loaded(model, tuple(original.checksum.sha256 for original in originals))
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from hpm_robustbench.errors import UploadFailed, UsageProblem
-from hpm_robustbench.hub.remote import Destination, push
+from hpm_robustbench.hub.remote import Destination, send
 
 FILES = {
     "config.json": b"{}",
@@ -25,7 +25,7 @@ def commits(hub) -> list[str]:
 
 
 def test_all_files_arrive_in_one_commit_and_come_back(hub, tmp_path):
-    done = push(FILES, HERE, "Publish a model")
+    done = send(FILES, HERE, "Publish a model")
     assert done.changed and done.commit == hub.repositories["me/model"].branches["main"]
     assert done.address == f"{hub.address}/me/model/commit/{done.commit}"
     assert {k: v for k, v in hub.head("me/model").items() if k != ".gitattributes"} == FILES
@@ -35,39 +35,39 @@ def test_all_files_arrive_in_one_commit_and_come_back(hub, tmp_path):
 
 
 def test_a_second_time_nothing_is_sent_and_one_changed_file_goes_alone(hub):
-    first = push(FILES, HERE, "one")
+    first = send(FILES, HERE, "one")
     asked = len(hub.asked)
-    assert push(FILES, HERE, "two") == (first.commit, f"{hub.address}/me/model/tree/{first.commit}", False)
+    assert send(FILES, HERE, "two") == (first.commit, f"{hub.address}/me/model/tree/{first.commit}", False)
     assert {a.method for a in hub.asked[asked:] if "/create" not in a.path} == {"GET"}
-    assert push({**FILES, "README.md": b"---\nb: 2\n---\n"}, HERE, "three").changed
+    assert send({**FILES, "README.md": b"---\nb: 2\n---\n"}, HERE, "three").changed
     assert commits(hub) == ["initial commit", "one", "three"]
     assert sum(a.method == "PUT" for a in hub.asked) == 1
 
 
 def test_a_branch_a_proposal_and_a_private_repository(hub):
-    main = push(FILES, HERE, "one")
-    other = push({**FILES, "config.json": b"[]"}, Destination("me/model", "next"), "two")
+    main = send(FILES, HERE, "one")
+    other = send({**FILES, "config.json": b"[]"}, Destination("me/model", "next"), "two")
     repository = hub.repositories["me/model"]
     assert (repository.branches["main"], repository.branches["next"]) == (main.commit, other.commit)
-    proposed = push({**FILES, "config.json": b"[1]"}, Destination("me/model", create_pr=True), "three")
+    proposed = send({**FILES, "config.json": b"[1]"}, Destination("me/model", create_pr=True), "three")
     assert proposed.address.endswith("/discussions/2")
     assert repository.branches["main"] == main.commit
-    push(FILES, Destination("lab/secret", private=True), "one")
+    send(FILES, Destination("lab/secret", private=True), "one")
     assert hub.repositories["lab/secret"].private
     assert not repository.private
 
 
 def test_what_is_to_be_private_is_not_sent_where_all_can_see_it(hub):
-    push(FILES, HERE, "one")
+    send(FILES, HERE, "one")
     with pytest.raises(UsageProblem, match="one that everybody sees; nothing was sent"):
-        push({**FILES, "config.json": b"[]"}, Destination("me/model", private=True), "two")
+        send({**FILES, "config.json": b"[]"}, Destination("me/model", private=True), "two")
     assert commits(hub) == ["initial commit", "one"]
 
 
 def test_another_models_repository_is_left_alone(hub, loopback):
-    push({"config.json": b"{}"}, HERE, "theirs")
+    send({"config.json": b"{}"}, HERE, "theirs")
     with pytest.raises(UsageProblem, match=r"another model's config\.json"):
-        push(FILES, HERE, "ours")
+        send(FILES, HERE, "ours")
     assert commits(hub) == ["initial commit", "theirs"]
 
 
@@ -100,7 +100,7 @@ def test_who_may_not_write_is_told_so(token, repo, got, hub, monkeypatch):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UploadFailed, match=got) as caught:
-        push(FILES, Destination(repo), "one")
+        send(FILES, Destination(repo), "one")
     assert caught.value.exit_code == 3
     assert hub.repositories == {}
     assert (len(hub.asked) > 0) is (token is not None)
@@ -126,42 +126,42 @@ def test_a_failure_says_what_happened_shows_nothing_and_is_made_good_by_repeatin
     match, status = fault
     hub.faults = [loopback.Fault(match, status, times=99)]
     with pytest.raises(UploadFailed, match=got):
-        push(FILES, HERE, "one")
+        send(FILES, HERE, "one")
     assert set(hub.head("me/model")) == {".gitattributes"}
     hub.faults = []
-    push(FILES, HERE, "one")
+    send(FILES, HERE, "one")
     assert set(hub.head("me/model")) == {".gitattributes", *FILES}
 
 
 def test_too_many_requests_say_how_long_to_wait(hub, loopback):
     hub.faults = [loopback.Fault("POST .*/preupload/", 429, times=99, headers={"Retry-After": "17"})]
     with pytest.raises(UploadFailed, match="too many requests, to be made again in 17 s"):
-        push(FILES, HERE, "one")
+        send(FILES, HERE, "one")
 
 
 def test_a_busy_hub_is_asked_again(hub, loopback):
     hub.faults = [loopback.Fault("POST .*objects/batch", 503, times=2), loopback.Fault("PUT", 500, times=1)]
-    assert push(FILES, HERE, "one").changed
+    assert send(FILES, HERE, "one").changed
 
 
 def test_what_was_sent_is_not_sent_again_after_a_break(hub, loopback):
     hub.faults = [loopback.Fault("POST .*/commit/", 0)]
     with pytest.raises(UploadFailed):
-        push(FILES, HERE, "one")
-    push(FILES, HERE, "one")
+        send(FILES, HERE, "one")
+    send(FILES, HERE, "one")
     assert sum(a.method == "PUT" for a in hub.asked) == 1
 
 
 def test_a_commit_whose_answer_was_lost_is_found_done(hub, loopback):
     hub.faults = [loopback.Fault("POST .*/commit/", after=True)]
     with pytest.raises(UploadFailed):
-        push(FILES, HERE, "one")
-    assert not push(FILES, HERE, "one").changed
+        send(FILES, HERE, "one")
+    assert not send(FILES, HERE, "one").changed
     assert commits(hub) == ["initial commit", "one"]
 
 
 def test_two_at_once_leave_one_whole_state(hub, loopback):
-    push(FILES, HERE, "zero")
+    send(FILES, HERE, "zero")
     hub.faults = [loopback.Fault("POST .*/preupload/", delay=0.0, times=0)]
     states = [{**FILES, "config.json": bytes([i]) * 9, "model.safetensors": bytes([i]) * 5000} for i in (1, 2)]
     met, outcomes = threading.Barrier(2), []
@@ -169,7 +169,7 @@ def test_two_at_once_leave_one_whole_state(hub, loopback):
     def one(files: dict[str, bytes]) -> None:
         met.wait()
         try:
-            outcomes.append(push(files, HERE, "at once").changed)
+            outcomes.append(send(files, HERE, "at once").changed)
         except UploadFailed as error:
             outcomes.append(str(error))
 
@@ -187,7 +187,7 @@ def test_two_at_once_leave_one_whole_state(hub, loopback):
 def test_offline_nothing_is_asked(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UploadFailed, match=r"offline mode.*HF_HUB_OFFLINE"):
-        push(FILES, HERE, "one")
+        send(FILES, HERE, "one")
     assert hub.asked == []
 
 
@@ -195,7 +195,7 @@ def test_the_stand_in_speaks_as_documented(hub):
     """The fields that the Hub's API and git-lfs document, and that clients of other makes would look for."""
     from huggingface_hub import HfApi
 
-    commit = push(FILES, HERE, "one").commit
+    commit = send(FILES, HERE, "one").commit
     api = HfApi()
     assert api.whoami()["name"] == "lab"
     info = api.model_info("me/model")

@@ -1,0 +1,88 @@
+"""What would be published, completely, before anything is sent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.hpm.classifier import HPMClassifier as Defence
+from hpm_robustbench.hub.contents import contents
+from hpm_robustbench.hub.description import CONFIG, read_description
+from hpm_robustbench.hub.origin import Origin
+from hpm_robustbench.hub.readme import render_pages
+from hpm_robustbench.hub.remote import CARD
+from hpm_robustbench.hub.restore import Means
+from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.pipeline import Case
+from hpm_robustbench.report import render_table
+from hpm_robustbench.threat import Batching
+
+
+@dataclass(frozen=True)
+class Publication:
+    """All files of a repository, by their path in it."""
+
+    repo: str
+    files: Mapping[str, bytes]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Path, size and sha256 of each file."""
+        return [
+            {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for path, content in sorted(self.files.items())
+        ]
+
+    @property
+    def readme(self) -> str:
+        """The page that people and the Hub read; its head is what the Hub's search reads."""
+        return self.files["README.md"].decode()
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {"repo": self.repo, "files": self.rows(), "readme": self.readme}
+
+    def in_words(self) -> str:
+        """The files as a table, then the page."""
+        table = render_table(["path", "size", "sha256"], [[str(v) for v in row.values()] for row in self.rows()])
+        return f"{self.repo}\n\n{table}\n\n{self.readme}"
+
+
+def compose(
+    case: Case, card: ModelCard, batching: Batching, *, repo: str, include_backbone: bool, means: Means
+) -> Publication:
+    """Put together what is published of a model that was tried.
+
+    Args:
+        case: the model as it is tried, see ``pipeline.prepare``.
+        card: the result of its trial.
+        batching: how it is to answer.
+        repo: where it goes, for its pages.
+        include_backbone: see ``contents``.
+        means: likewise.
+
+    Raises:
+        InvalidInput: the card tells of another model; or see ``contents``.
+    """
+    classifier = _tried(case, card, batching)
+    weights = replace(case.spec.weights, sha256=case.weights_sha256)
+    origin = Origin(replace(case.spec, weights=weights), case.test.dataset, case.wrapped.prototypes_from)
+    files = contents(classifier, origin, include_backbone=include_backbone, means=means)
+    description = read_description(files[CONFIG], repo)
+    pages = render_pages(card, description, repo)
+    return Publication(repo, {**files, CARD: card.to_text().encode(), **pages})
+
+
+def _tried(case: Case, card: ModelCard, batching: Batching) -> Defence:
+    """The classifier that the card tells of, to the last bit."""
+    bench = card.hpm_bench
+    told = bench.evaluation("hpm", batching) if bench is not None else None
+    made = next((trial for trial in case.trials if (trial[0].target, trial[0].batching) == ("hpm", batching)), None)
+    if told is None or made is None or told.state_sha256 != made[0].state_sha256:
+        raise InvalidInput(
+            wanted=f"the model that the card of {case.spec.name} tells of, answering in {batching.name}",
+            got="one with other weights, images, knobs or answers" if told else "a card that tells of no such trial",
+            next_step="try it first on this machine, with hpm-bench run and the same options",
+        )
+    return made[1].classifier

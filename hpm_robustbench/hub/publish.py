@@ -1,0 +1,89 @@
+"""From a finished trial to a publication: find the card, load what it tells of, and put it together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hpm_robustbench.architectures import build
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hub.publication import Publication, compose
+from hpm_robustbench.hub.restore import Means
+from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.model_card import place, read_card
+from hpm_robustbench.pipeline import RunOptions, prepare
+from hpm_robustbench.threat import Batching
+from hpm_robustbench.zoo.catalog import catalog
+from hpm_robustbench.zoo.licences import check_licences
+from hpm_robustbench.zoo.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person wants published.
+
+    Attributes:
+        repo: where it goes.
+        batching: how the classifier is to answer.
+        include_backbone: store the whole model.
+        licences: further ones under which the caller may publish.
+    """
+
+    repo: str
+    batching: Batching = Batching.SOLO
+    include_backbone: bool = False
+    licences: tuple[str, ...] = ()
+
+
+def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
+    """All that would be sent of a model that was tried.
+
+    Args:
+        spec: which model.
+        options: where its card, its images and its checkpoint lie; how it was tried is taken from the card.
+        wish: what is to become of it.
+
+    Raises:
+        UsageProblem: it has no card, or its licence does not let anybody publish it.
+        InvalidInput: the card tells of another model than the one that is here.
+        HpmBenchError: see ``pipeline.prepare`` and ``publication.compose``.
+    """
+    card = _card(spec, options)
+    assert card.hpm_bench is not None
+    check_licences([replace(spec, paper=replace(spec.paper, license=card.hpm_bench.license))], wish.licences)
+    case = prepare(spec, _as_tried(card, options, wish.batching))
+    known = any(other.factory == spec.factory for other in catalog().specs())
+    network = None if known else build(spec)
+    means = Means(options.model_dir, network, options.device, options.trust)
+    return compose(case, card, wish.batching, repo=wish.repo, include_backbone=wish.include_backbone, means=means)
+
+
+def _card(spec: ModelSpec, options: RunOptions) -> ModelCard:
+    path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
+    card = read_card(path) if path.exists() else None
+    if card is None or card.hpm_bench is None:
+        raise UsageProblem(
+            wanted=f"the card of {spec.name} at {path}: only a model that was tried is published",
+            got="none",
+            next_step=f"try it first: hpm-bench run --model {spec.name}; or name its folder with --output",
+        )
+    return card
+
+
+def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOptions:
+    """Options under which the trial of this batching is the one that the card tells of."""
+    bench = card.hpm_bench
+    assert bench is not None
+    solo, joint = bench.headline, bench.evaluation("hpm", Batching.JOINT)
+    defence: dict[str, Any] = bench.defence
+    return replace(
+        options,
+        n_ex=solo.n,
+        batchings=(batching,),
+        batch_size=solo.batch_size,
+        joint_size=joint.batch_size if joint else options.joint_size,
+        seed=solo.seed,
+        defence=HPMConfig(**defence),
+        overwrite=True,  # nothing is written
+    )

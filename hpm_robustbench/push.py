@@ -1,0 +1,82 @@
+"""``hpm-bench push``: plan what is to be published, show it, and send it in one commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from hpm_robustbench import options
+
+_OF_A_MODEL = ("factory", "weights", "name", "head", "about", "dataset", "threat_model", "eps")
+
+
+@click.command()
+@click.option("--model", help="A model's name, as it was given to `hpm-bench run`.")
+@click.option("--repo", required=True, metavar="OWNER/NAME", help="Where it goes on the Hugging Face Hub.")
+@click.option("--revision", default="main", show_default=True, help="Branch that takes it.")
+@click.option("--private", is_flag=True, help="Only in a repository that not everybody can see.")
+@click.option("--create-pr", is_flag=True, help="Propose it instead of publishing it.")
+@click.option("--include-backbone", is_flag=True, help="Store the whole model, not only what its base lacks.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and open no connection.")
+@options.allow_license
+@click.option("--batching", type=click.Choice(["solo", "reference", "joint"]), default="solo", show_default=True)
+@click.option("--factory", help="Your own model, as for `hpm-bench run`; so are the next options.")
+@click.option("--name")
+@click.option("--weights")
+@click.option("--head")
+@click.option("--about", type=options.a_path)
+@click.option("--dataset")
+@click.option("--data", type=options.a_path)
+@options.both_spellings("threat_model")
+@click.option("--eps")
+@options.model_dir
+@options.checksums
+@options.allow_global
+@options.data_dir
+@options.both_spellings("corruptions_data_dir", type=options.a_path)
+@click.option("--device", default="cpu", show_default=True, help="As when it was tried.")
+@options.output
+@options.format_of("human", "json")
+def push(  # the options of one command
+    form: str,
+    model: str | None,
+    repo: str,
+    revision: str,
+    private: bool,
+    create_pr: bool,
+    include_backbone: bool,
+    dry_run: bool,
+    allow_license: Sequence[str],
+    batching: str,
+    **asked: Any,
+) -> None:
+    """Publish a model that was tried on the Hugging Face Hub, with its card, so that others can load the same one.
+
+    Log in with `hf auth login`, or set HF_TOKEN. A second time, only what has changed is sent.
+    """
+    import torch
+
+    from hpm_robustbench.hub.publish import Wish, plan
+    from hpm_robustbench.hub.remote import Destination, send
+    from hpm_robustbench.request import chosen_spec, run_options
+    from hpm_robustbench.threat import Batching
+    from hpm_robustbench.weights.offline import connections
+
+    torch.set_num_threads(1)  # as when it was tried
+    destination = Destination(repo, revision, private, create_pr)
+    wish = Wish(repo, Batching(batching), include_backbone, tuple(allow_license))
+    model_asked = {key: asked.pop(key) for key in _OF_A_MODEL}
+    with connections(allowed=not dry_run):
+        spec = chosen_spec(model, **model_asked)
+        publication = plan(spec, run_options(batching=[batching], knobs=(), **asked), wish)
+    if dry_run:
+        click.echo(json.dumps(publication.to_json(), indent=1) if form == "json" else publication.in_words())
+        return
+    sent = send(publication.files, destination, f"Publish {spec.name} with HPM")
+    if form == "json":
+        click.echo(json.dumps({**publication.to_json(), **sent._asdict()}, indent=1))
+    else:
+        click.echo(f"{'sent' if sent.changed else 'nothing to do'}: {sent.address}")

@@ -1,0 +1,208 @@
+"""``hpm-bench push``: what is shown is what is sent, what is sent is what was tried, and it comes back as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard as HubCard
+
+import hpm_robustbench
+from hpm_robustbench.cli import cli
+from hpm_robustbench.data import open_dataset
+from hpm_robustbench.errors import DownloadFailed, IntegrityError, InvalidInput, UsageProblem
+from hpm_robustbench.hub.trial import published
+from hpm_robustbench.pipeline import Case, RunOptions, prepare
+from hpm_robustbench.threat import Batching
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
+
+CARD = Path("digits/Linf") / f"{DIGITS_MODEL}.json"
+REPO = "me/hpm-digits"
+FILES = {"NOTICE", "README.md", "config.json", "hpm_card.json", "model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The embedded model as the committed card's trial met it."""
+    [spec] = builtin_specs()
+    return prepare(spec, RunOptions(n_ex=500, batchings=tuple(Batching), output=tmp_path_factory.mktemp("tried")))
+
+
+@pytest.fixture
+def output(case: Case, tmp_path: Path) -> Path:
+    """A folder with that card; its answers are those of this machine, whose last bits may differ."""
+    card = json.loads((Path(__file__).parents[2] / "model_cards" / CARD).read_text())
+    states = {(plan.target, plan.batching.value): plan.state_sha256 for plan, _ in case.trials}
+    for evaluation in card["hpm_bench"]["evaluations"]:
+        evaluation["state_sha256"] = states[evaluation["target"], evaluation["batching"]]
+    folder = tmp_path / "output"
+    write(folder, card)
+    shutil.copytree(case.output / "prototypes", folder / "prototypes")
+    return folder
+
+
+def write(output: Path, card: dict[str, object]) -> None:
+    path = output / "model_cards" / CARD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(card))
+
+
+def read(output: Path) -> dict[str, object]:
+    return json.loads((output / "model_cards" / CARD).read_text())
+
+
+@pytest.fixture
+def push(output: Path) -> Callable[..., Result]:
+    def run(*arguments: str) -> Result:
+        given = ["push", "--model", DIGITS_MODEL, "--repo", REPO, "--output", str(output), *arguments]
+        return CliRunner().invoke(cli, given, catch_exceptions=False)
+
+    return run
+
+
+def tried(case: Case, batching: Batching = Batching.SOLO) -> torch.nn.Module:
+    return next(s.classifier for plan, s in case.trials if (plan.target, plan.batching) == ("hpm", batching))
+
+
+def test_a_dry_run_shows_exactly_what_is_sent_and_opens_no_connection(hub, push, monkeypatch):
+    with monkeypatch.context() as blocked:
+        blocked.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+        shown = json.loads(push("--dry-run", "--format", "json").stdout)
+        assert "model.safetensors" in push("--dry-run").stdout
+    assert hub.asked == []
+    assert push().stdout.startswith(f"sent: {hub.address}/{REPO}/commit/")
+    sent = {path: content for path, content in hub.head(REPO).items() if path != ".gitattributes"}
+    assert {row["path"]: row["size"] for row in shown["files"]} == {path: len(c) for path, c in sent.items()}
+    assert set(sent) == FILES
+    assert shown["readme"].encode() == sent["README.md"]
+
+
+def test_a_second_time_there_is_nothing_to_do(hub, push):
+    push()
+    done = push("--format", "json")
+    assert not json.loads(done.stdout)["changed"]
+    assert hub.repositories[REPO].messages == ["initial commit", f"Publish {DIGITS_MODEL} with HPM"]
+    assert push().stdout.startswith("nothing to do: ")
+
+
+@pytest.mark.parametrize("batching", [Batching.SOLO, Batching.JOINT])
+def test_what_was_tried_comes_back_bit_for_bit_and_offline_too(batching, case, hub, push, clean_cache, monkeypatch):
+    sent = json.loads(push("--batching", batching.value, "--format", "json").stdout)
+    clean_cache("another")
+    images = case.test.images[:60]
+    expected = tried(case, batching)(images)
+    assert torch.equal(hpm_robustbench.HPMClassifier.from_pretrained(REPO, revision="main")(images), expected)
+    hub.close()
+    back = hpm_robustbench.HPMClassifier.from_pretrained(REPO, revision=sent["commit"])
+    assert torch.equal(back(images), expected)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    back = hpm_robustbench.HPMClassifier.from_pretrained(REPO, revision="main")
+    assert (back.batching, torch.equal(back(images), expected)) == (batching, True)
+    clean_cache("empty")
+    with pytest.raises(DownloadFailed, match="not in the local cache"):
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
+
+
+def test_a_published_model_is_tried_on_the_same_road(case, hub, push, tmp_path):
+    sent = json.loads(push("--include-backbone", "--format", "json").stdout)
+    of_nobody = dict.fromkeys(("dataset", "threat_model", "eps", "weights", "name", "head", "about", "factory"))
+    options = RunOptions(n_ex=500, batchings=tuple(Batching), output=tmp_path / "again")
+    spec, options, ready = published(f"hf:{REPO}@main", options, (), **of_nobody)
+    again = prepare(spec, options, model=ready)
+    assert [plan.run_key for plan, _ in again.trials] == [plan.run_key for plan, _ in case.trials]
+    assert again.weights_sha256 == case.weights_sha256
+    assert again.wrapped.notes == {**case.wrapped.notes, "published": f"hf:{REPO}@{sent['commit']}"}
+    with pytest.raises(UsageProblem, match="--eps, --hpm beside it"):
+        published(f"hf:{REPO}@main", options, ("beta=0.1",), **{**of_nobody, "eps": "0.1"})
+
+
+def test_the_page_tells_the_verdict_how_to_load_and_the_limits(push):
+    page = json.loads(push("--dry-run", "--format", "json").stdout)["readme"]
+    data = HubCard(page).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "hpm-robustbench", "image-classification")
+    assert data.model_name == "hpm-digits"
+    numbers = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert numbers["HPM SOLO accuracy under AutoAttack (Linf 3/16)"] == 68.4
+    assert numbers["HPM SOLO accuracy under every attack (Linf 3/16)"] == 65.0
+    assert "**HPM SOLO: it does not help here, as far as 500 images can tell.**" in page
+    assert "| HPM SOLO | 98.60 % | 68.40 % | **65.00 %** | 60.72 to 69.05 | 500 |" in page
+    assert f'HPMClassifier.from_pretrained("{REPO}", revision="main")' in page
+    assert f"hpm-bench run --model hf:{REPO}@main" in page
+    assert "not the authors' implementation" in page
+
+
+@pytest.mark.parametrize(
+    "hostile", ["<script>alert(1)</script>", "a\n---\nlicense: mit\n", "``` | ` |", "{{ 7 * 7 }}", "---"]
+)
+def test_a_hostile_card_stays_text(hostile, output, push):
+    card = read(output)
+    card |= {"name": hostile, "authors": hostile, "venue": hostile, "link": "javascript:alert(1)"}
+    card["hpm_bench"]["notes"]["model"] = hostile
+    write(output, card)
+    page = json.loads(push("--dry-run", "--format", "json").stdout)["readme"]
+    body = page.split("\n---\n", 1)[1]
+    assert HubCard(page).data.license == "mit"
+    assert "<script" not in page and "](javascript:" not in page and "\n---\n" not in body and " 49" not in page
+    assert body.count("```") == 4
+    assert all(line.count("|") in (0, 7) for line in body.splitlines())
+
+
+def test_licences_that_do_not_let_anybody_publish_need_a_word(hub, output, push):
+    for licence in ("CC-BY-NC-SA-4.0", "unknown"):
+        card = read(output)
+        card["hpm_bench"]["license"] = licence
+        write(output, card)
+        with pytest.raises(UsageProblem, match=f"add --allow-license {licence}"):
+            push()
+        assert hub.asked == []
+        assert (
+            f"license: {'other' if licence == 'unknown' else licence.lower()}"
+            in push("--dry-run", "--allow-license", licence).stdout
+        )
+
+
+def test_only_what_was_tried_is_published(output, push, hub):
+    card = read(output)
+    for evaluation in card["hpm_bench"]["evaluations"]:
+        evaluation["state_sha256"] = "0" * 64
+    write(output, card)
+    with pytest.raises(InvalidInput, match="one with other weights, images, knobs or answers"):
+        push()
+    with pytest.raises(InvalidInput, match="tells of no such trial"):
+        push("--batching", "reference")
+    shutil.rmtree(output / "model_cards")
+    with pytest.raises(UsageProblem, match="try it first: hpm-bench run --model Digits2026ResNet-Linf"):
+        push()
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("file", "fault"), [("config.json", "flip"), ("model.safetensors", "flip"), ("model.safetensors", "cut")]
+)
+def test_a_file_damaged_on_its_way_is_not_kept(file, fault, hub, push, loopback):
+    push()
+    hub.faults = [loopback.Fault(f"GET .*/{file}", times=99, **{fault: True})]
+    with pytest.raises((IntegrityError, DownloadFailed)):
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
+    hub.faults = []
+    assert hpm_robustbench.HPMClassifier.from_pretrained(REPO).config.beta == 0.5
+
+
+def test_another_repository_is_told_apart(hub, push, loopback):
+    push()
+    hub.repositories[REPO].commit("main", {"config.json": loopback.Blob(b'{"model_type": "bert"}', False)}, "theirs")
+    with pytest.raises(InvalidInput, match=r"config\.json of a model that hpm-bench push has published"):
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
+    hub.repositories[REPO].private = True
+    with pytest.raises(DownloadFailed, match="no such repository"):
+        hpm_robustbench.HPMClassifier.from_pretrained("me/absent")
+
+
+def test_a_dataset_is_as_open_dataset_gives_it(case):
+    assert case.test.dataset == open_dataset("digits").dataset
