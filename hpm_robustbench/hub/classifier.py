@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import HPMClassifier as Defence
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.contents import contents
 from hpm_robustbench.hub.found import find
 from hpm_robustbench.hub.origin import Origin
+from hpm_robustbench.hub.publication import gather
+from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means, answer_in, restore
 from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.shapes import ClassPrototypes
 from hpm_robustbench.state_dict import read_state_dict
+from hpm_robustbench.zoo.licences import check_licences
 
 
 class HPMClassifier(Defence):
@@ -73,3 +80,36 @@ class HPMClassifier(Defence):
         files = contents(self, self.origin, include_backbone=include_backbone, means=means)
         for name in reversed(files):  # the description last: a folder that has one is whole
             write_atomic(Path(folder) / name, files[name])
+
+    def push_to_hub(
+        self,
+        destination: str | Destination,
+        card: ModelCard,
+        *,
+        include_backbone: bool = True,
+        licences: Sequence[str] = (),
+        means: Means | None = None,
+    ) -> Sent:
+        """Publish this classifier and its card in one commit; ``hpm-bench push`` also proves that they belong together.
+
+        Args:
+            destination: ``owner/name``, or a ``Destination`` with a branch and the like.
+            card: of its trial, as ``benchmark`` returns it.
+            include_backbone: as for ``save_pretrained``.
+            licences: further ones under which the caller may publish.
+            means: how the base model is had, without a backbone.
+
+        Raises:
+            UploadFailed: nobody is logged in, or the Hub said no.
+            UsageProblem: the licence does not let anybody publish it.
+            InvalidInput: the card is RobustBench's own and tells of no trial, or see ``save_pretrained``.
+        """
+        if card.hpm_bench is None:
+            raise InvalidInput(
+                wanted="the card of a trial", got="a plain RobustBench entry", next_step="give benchmark()'s card"
+            )
+        goal = Destination(destination) if isinstance(destination, str) else destination
+        spec = self.origin.spec
+        check_licences([replace(spec, paper=replace(spec.paper, license=card.hpm_bench.license))], licences)
+        made = gather(self, self.origin, card, repo=goal.repo, include_backbone=include_backbone, means=means)
+        return send(made.files, goal, f"Publish {spec.name} with HPM")

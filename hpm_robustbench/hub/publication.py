@@ -68,6 +68,13 @@ def compose(
     classifier = _tried(case, card, batching)
     weights = replace(case.spec.weights, sha256=case.weights_sha256)
     origin = Origin(replace(case.spec, weights=weights), case.test.dataset, case.wrapped.prototypes_from)
+    return gather(classifier, origin, card, repo=repo, include_backbone=include_backbone, means=means)
+
+
+def gather(
+    classifier: Defence, origin: Origin, card: ModelCard, *, repo: str, include_backbone: bool, means: Means | None
+) -> Publication:
+    """The files of a classifier whose card is known to be its own; see ``compose``."""
     files = contents(classifier, origin, include_backbone=include_backbone, means=means)
     description = read_description(files[CONFIG], repo)
     pages = render_pages(card, description, repo)

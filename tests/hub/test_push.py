@@ -15,9 +15,10 @@ from huggingface_hub import ModelCard as HubCard
 
 import hpm_robustbench
 from hpm_robustbench.cli import cli
-from hpm_robustbench.data import open_dataset
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, InvalidInput, UsageProblem
+from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.trial import published
+from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.pipeline import Case, RunOptions, prepare
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
@@ -204,5 +205,18 @@ def test_another_repository_is_told_apart(hub, push, loopback):
         hpm_robustbench.HPMClassifier.from_pretrained("me/absent")
 
 
-def test_a_dataset_is_as_open_dataset_gives_it(case):
-    assert case.test.dataset == open_dataset("digits").dataset
+def test_a_classifier_in_python_is_published_and_loaded_back(case, hub, output):
+    [spec] = builtin_specs()
+    origin = Origin(spec, case.test.dataset, case.wrapped.prototypes_from)
+    classifier = hpm_robustbench.HPMClassifier.of(tried(case), origin)
+    card = read_card(output / "model_cards" / CARD)
+    sent = classifier.push_to_hub("me/from-python", card)
+    assert set(hub.head("me/from-python")) == {".gitattributes", *FILES}
+    back = hpm_robustbench.HPMClassifier.from_pretrained("me/from-python", revision=sent.commit)
+    assert torch.equal(back(case.test.images[:30]), classifier(case.test.images[:30]))
+    unknown = card.hpm_bench.model_copy(update={"license": "unknown"})
+    with pytest.raises(UsageProblem, match="anybody may publish"):
+        classifier.push_to_hub("me/other", card.model_copy(update={"hpm_bench": unknown}))
+    with pytest.raises(InvalidInput, match="plain RobustBench entry"):
+        classifier.push_to_hub("me/other", card.model_copy(update={"hpm_bench": None}))
+    assert "me/other" not in hub.repositories
