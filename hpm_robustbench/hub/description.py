@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from hpm_robustbench.errors import HpmBenchError, InvalidInput
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.ledger.card_evaluation import Block, EpsText, Name, Sha256
+from hpm_robustbench.ledger.card_block import Block, EpsText, Name, Sha256
 from hpm_robustbench.ledger.card_schema import first_problem
 from hpm_robustbench.threat import Batching, Dataset, Threat, parse_threat
 from hpm_robustbench.zoo.checksums import Checksum
