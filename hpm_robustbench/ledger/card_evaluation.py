@@ -185,17 +185,17 @@ class Evaluation(Block):
             raise ValueError(f"a metric counts other than the {self.n} images of the evaluation")
         if any(later.count > earlier.count for earlier, later in pairwise(cascade)):
             raise ValueError("more images stand after a step than before it")
-        met = zip(cascade[:-1], self.steps, strict=True)
-        if self.batching.row_independent and any(
-            (step.attempted, step.broken) != (before.count, before.count - step.robust.count) for before, step in met
-        ):
-            raise ValueError("a step met other images than stood before it, or broke others than fell to it")
         if self.robust != cascade[-1]:
             raise ValueError("robust is not what stands after the last step")
         if any(not self.robust.count <= m.count <= self.clean.count for m in metrics):
             raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
         if (self.batching is Batching.JOINT) != (self.batch_worst is not None and self.batch_per_class is not None):
             raise ValueError("batch_worst and batch_per_class belong to JOINT evaluations, and only to them")
+        met = zip(cascade[:-1], self.steps, strict=True)
+        if self.batching.row_independent and any(
+            (step.attempted, step.broken) != (before.count, before.count - step.robust.count) for before, step in met
+        ):
+            raise ValueError("a step met other images than stood before it, or broke others than fell to it")
         if any(indicator.flag not in (None, *self.flags) for indicator in self._measured):
             raise ValueError("diagnostics raise a flag that is not among the flags")
         return self
