@@ -27,8 +27,11 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     linear = ("base", "fc") if fine_tuned else ("base",)
     transferred = tuple(Step(view, attack, MSA) for attack in COMPONENTS for view in linear)
     if batching.row_independent:
-        weak = (Step("l2", "apgd-ce", MSA), Step("soft", "apgd-ce", MSA))
-        return (*standard("hpm"), Step("hpm", "conjunction", MSA), *transferred, *weak, Step("hpm", "hard-label", MSA))
+        conjunctions = (
+            Step("hpm", "conjunction", MSA),
+            Step("hpm", "conjunction", MSA, {"softness": 0.0, "targets": 3}),
+        )
+        return (*standard("hpm"), *conjunctions, *transferred, Step("hpm", "hard-label", MSA))
     return _TOGETHER + transferred + _FOR_FEW_VICTIMS
 
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from hpm_robustbench.attacks import joint
+from hpm_robustbench.attacks import conjunction, joint
 from hpm_robustbench.attacks.protocols import COMPONENTS, find_protocol, msa, quick, standard
 from hpm_robustbench.attacks.registry import find_attack
 from hpm_robustbench.errors import BatchCoupled, UnknownName
@@ -13,6 +13,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, QUICK
 from hpm_robustbench.threat import Batching
 
 BATCHINGS = list(Batching)
+SEARCHES = {"joint": joint._joint, "conjunction": conjunction._conjunction}
 COUPLED_UNDER_JOINT = {"hpm", "soft"}
 
 
@@ -30,7 +31,7 @@ def test_every_step_of_msa_names_what_exists(batching):
     for step in steps:
         find_attack(step.attack)
         if step.parameters:
-            assert set(step.parameters) <= set(inspect.signature(joint._joint).parameters)
+            assert set(step.parameters) <= set(inspect.signature(SEARCHES[step.attack]).parameters)
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
@@ -47,12 +48,11 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
     assert {step.group for step in steps[4:]} == {MSA}
     assert [step.name for step in steps[4:]] == [
         "conjunction@hpm",
+        "conjunction@hpm.softness-0.0.targets-3",
         "apgd-ce@base",
         "apgd-t@base",
         "fab-t@base",
         "square@base",
-        "apgd-ce@l2",
-        "apgd-ce@soft",
         "hard-label@hpm",
     ]
 
