@@ -98,7 +98,7 @@ def test_clean_images_beside_the_corrupted_ones_are_used(world, tmp_path: Path) 
     options = RunOptions(batchings=(Batching.SOLO,), data=tmp_path, output=tmp_path / "out")
     case = prepare(spec, options, model=world.classifier())
     assert torch.equal(case.test.images, clean.images)
-    assert "20 train images" in case.prototypes_from
+    assert "20 train images" in case.wrapped.prototypes_from
     assert case.corrupted is not None and case.corrupted.folder == folder
 
     shutil.rmtree(tmp_path / "test")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from hpm_robustbench.errors import IntegrityError
@@ -56,7 +56,7 @@ class Keeper:
         """Put down what was kept, if anything was, whole or not at all."""
         if self._kept:
             columns = (torch.cat(column).cpu().contiguous() for column in zip(*self._kept, strict=True))
-            write_atomic(path, save(dict(zip(KeptImages._fields, columns, strict=True))))
+            write_atomic(path, safetensors.torch.save(dict(zip(KeptImages._fields, columns, strict=True))))
 
 
 def kept_path(journal: Journal, shard: int, step: str) -> Path:
@@ -77,7 +77,7 @@ def read_kept(path: Path, rows: Sequence[int], shape: tuple[int, ...]) -> KeptIm
         IntegrityError: it is torn or foreign, or tells of other rows or images.
     """
     try:
-        kept = KeptImages(**load(path.read_bytes()))
+        kept = KeptImages(**safetensors.torch.load(path.read_bytes()))
         images, *rest = kept
         if images.dtype != torch.float32 or tuple(images.shape[1:]) != shape:
             raise ValueError(f"images {images.dtype} of shape {tuple(images.shape)}")
