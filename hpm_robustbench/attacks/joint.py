@@ -52,7 +52,8 @@ def _joint(
         wanted = group & ~won
         if not wanted.any():
             continue
-        kept = Cover(view, y, active & ~won, wanted if victims else None)
+        aimed_at = active & ~won if move == "all" else wanted  # who moves for others has not fallen for himself
+        kept = Cover(view, y, aimed_at, wanted if victims else None)
         ascend(
             own_loss if view.row_independent else for_the_active(own_loss, wanted),
             x,

@@ -163,7 +163,8 @@ class _Shard:
         plan = self.plan
         for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
             x_adv = answer[active]
-            judgements.append(judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches))
+            judged = judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches)
+            judgements.append(_of_victims(judged, (x_adv != x).flatten(1).any(dim=1), step))
             self.keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
             if step.view != plan.target:
                 with torch.no_grad():
@@ -209,3 +210,13 @@ class _Shard:
             backward=cost.backward,
             flags=flags,
         )
+
+
+def _of_victims(judged: Judgement, moved: Mask, step: Step) -> Judgement:
+    """Only what the threat allows: a row falls beside clean mates if it moved itself, by its mates if it did not."""
+    move = step.parameters.get("move", "all")
+    if move == "all":
+        return judged
+    beside_the_point = (judged.verdict == Verdict.BROKEN) & (moved if move == "mates" else ~moved)
+    verdict = judged.verdict.masked_fill(beside_the_point, Verdict.STANDING)
+    return judged._replace(verdict=verdict, together=verdict)

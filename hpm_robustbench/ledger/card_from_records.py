@@ -194,8 +194,9 @@ def _threat(threat: AnyThreat) -> Threat:
 
 def _step(record: RunRecord, step: Step) -> StepSummary:
     result = record[step.name]
-    # Of a coupled target the attacker moves the rows that are wrong anyway, too; there is nothing to break in those.
-    met = Counter(v for v, right in zip(result.verdict, record.clean_correct, strict=True) if right)
+    # Whole batches of a coupled target are judged again and again; a row that fell before is nobody's success now.
+    before = _standing_before(record, step)
+    met = Counter(v for v, stood in zip(result.verdict, before, strict=True) if stood)
     broken, invalid = met[RowVerdict.BROKEN], met[RowVerdict.INVALID]
     return StepSummary(
         name=step.name,
@@ -204,7 +205,7 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         group=step.group,
         parameters=dict(step.parameters),
         attempted=met[RowVerdict.STANDING] + broken + invalid,
-        fooled=_fooled(result, record.clean_correct),
+        fooled=_fooled(result, before),
         broken=broken,
         invalid=invalid,
         robust=Metric.of(record.standing(upto=step.name)),
@@ -214,11 +215,16 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
     )
 
 
-def _fooled(result: StepResult, clean_correct: Sequence[bool]) -> int | None:
+def _standing_before(record: RunRecord, step: Step) -> list[bool]:
+    names = [CLEAN, *(each.name for each in record.plan.steps)]
+    return record.standing(upto=names[names.index(step.name) - 1])
+
+
+def _fooled(result: StepResult, before: Sequence[bool]) -> int | None:
     """How often the surrogate was wrong; None where nobody asked it."""
     if not result.fooled:
         return None
-    return sum(bool(fooled) and right for fooled, right in zip(result.fooled, clean_correct, strict=True))
+    return sum(bool(fooled) and stood for fooled, stood in zip(result.fooled, before, strict=True))
 
 
 def _unconverged(record: RunRecord) -> list[str]:

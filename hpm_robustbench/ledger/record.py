@@ -127,11 +127,20 @@ def _right(step: StepResult, batch: Sequence[int]) -> int | None:
 _COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together")
 
 
+def _column(shard: StepResult, name: str) -> tuple[Any, ...]:
+    """One column of a shard; where nothing was left to attack, no surrogate was asked and nothing submitted."""
+    column: tuple[Any, ...] = getattr(shard, name)
+    if column or name not in ("fooled", "together"):
+        return column
+    return shard.verdict if name == "together" else (None,) * len(shard.rows)
+
+
 def merge_shards(shards: Sequence[StepResult]) -> StepResult:
     """Put the results of one step over all shards together, in dataset order."""
-    merged: dict[str, tuple[Any, ...]] = {name: sum((getattr(s, name) for s in shards), ()) for name in _COLUMNS}
+    has = {name for name in _COLUMNS if any(getattr(shard, name) for shard in shards)}
+    merged: dict[str, tuple[Any, ...]] = {name: sum((_column(s, name) for s in shards), ()) for name in has}
     order = sorted(range(len(merged["rows"])), key=merged["rows"].__getitem__)
-    columns = {name: tuple(values[i] for i in order) for name, values in merged.items() if values}
+    columns = {name: tuple(values[i] for i in order) for name, values in merged.items()}
     return StepResult(
         name=shards[0].name,
         **columns,

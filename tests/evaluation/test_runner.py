@@ -179,6 +179,24 @@ def test_a_batch_is_worth_its_worst_submission_and_a_row_the_worst_of_all(
         assert row == Verdict.BROKEN or together != Verdict.BROKEN
 
 
+def test_who_moves_for_others_has_not_fallen_for_himself(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    """Of a threat by mates alone no row falls that moved, though movers err; beside clean mates none that did not."""
+    subject = subject_of(wrapped, Batching.JOINT)
+    fallen = {}
+    for move in ("mates", "own", "all"):
+        parameters = {"loss": "margin", "steps": 5, "victims": 1, "move": move}
+        plan = plan_of(subject, examples, (Step("hpm", "joint", MSA, parameters),))
+        step = record_of(plan, subject, examples, tmp_path).steps[1]
+        pairs = list(zip(step.verdict, step.distance, strict=True))
+        fallen[move] = [size for verdict, size in pairs if verdict == Verdict.BROKEN]
+    assert not any(fallen["mates"])
+    assert fallen["own"]
+    assert all(fallen["own"])
+    assert len(fallen["mates"]) < len(fallen["own"]) <= len(fallen["all"])
+
+
 def test_a_row_repacking_attack_never_meets_a_coupled_view(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
