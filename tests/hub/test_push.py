@@ -129,10 +129,13 @@ def test_the_page_tells_the_verdict_how_to_load_and_the_limits(push):
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "hpm-robustbench", "image-classification")
     assert data.model_name == "hpm-digits"
     numbers = {result.metric_name: result.metric_value for result in data.eval_results}
-    assert numbers["HPM SOLO accuracy under AutoAttack (Linf 3/16)"] == 68.4
-    assert numbers["HPM SOLO accuracy under every attack (Linf 3/16)"] == 65.0
-    assert "**HPM SOLO: it does not help here, as far as 500 images can tell.**" in page
-    assert "| HPM SOLO | 98.60 % | 68.40 % | **65.00 %** | 60.72 to 69.05 | 500 |" in page
+    solo = read_card(Path(__file__).parents[2] / "model_cards" / CARD).hpm_bench.headline
+    assert numbers["HPM SOLO accuracy under AutoAttack (Linf 3/16)"] == solo.autoattack.value
+    assert numbers["HPM SOLO accuracy under every attack (Linf 3/16)"] == solo.robust.value < solo.autoattack.value
+    assert "**HPM SOLO: it does not help here, it hurts.**" in page
+    interval = f"{solo.robust.low:.2f} to {solo.robust.high:.2f}"
+    numbers = f"{solo.clean.text} % | {solo.autoattack.text} % | **{solo.robust.text} %** | {interval} | 500"
+    assert f"| HPM SOLO | {numbers} |" in page
     assert f'HPMClassifier.from_pretrained("{REPO}", revision="main")' in page
     assert f"hpm-bench run --model hf:{REPO}@main" in page
     assert "not the authors' implementation" in page
