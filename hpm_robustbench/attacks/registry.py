@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from hpm_robustbench.attacks.apgd import per_image
 from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
 from hpm_robustbench.attacks.base import Attack, Submissions, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
@@ -86,7 +87,7 @@ def _sealed(search: Callable[[], Submissions], x: Images, may_change: Mask) -> I
             x_adv = next(answers, None)
         if x_adv is None:
             return
-        yield torch.where(may_change[:, None, None, None], x_adv.detach(), x)
+        yield torch.where(per_image(may_change), x_adv.detach(), x)
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

@@ -100,9 +100,12 @@ class HPMClassifier(nn.Module):
 
     def static_distances(self, features: Features) -> Logits:
         """Distances to the dataset prototypes alone (beta = 0)."""
+        return self.distances_to(features, self.prototypes)
+
+    def distances_to(self, features: Features, prototypes: ClassPrototypes) -> Logits:
+        """Distances to prototypes that are given, in the configured measure."""
         with torch.autocast(features.device.type, enabled=False):
-            squared = squared_distances(features, self.prototypes)
-            return distances(squared, features.shape[1], self.config)
+            return distances(squared_distances(features, prototypes), features.shape[1], self.config)
 
     def forward(self, x: Images) -> Logits:
         """Logits -distance / tau."""

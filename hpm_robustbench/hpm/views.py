@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.prototypes import distances, squared_distances
 from hpm_robustbench.hpm.region import Region, region_of, shared_prototypes
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
 
@@ -102,9 +101,7 @@ class View:
 
 
 def _against(classifier: HPMClassifier, features: Features, prototypes: ClassPrototypes) -> Logits:
-    with torch.autocast(features.device.type, enabled=False):
-        squared = squared_distances(features, prototypes)
-        return -distances(squared, features.shape[1], classifier.config) / classifier.tau
+    return -classifier.distances_to(features, prototypes) / classifier.tau
 
 
 def _hpm(subject: Subject, _: Images | None) -> View:
