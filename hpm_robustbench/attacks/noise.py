@@ -20,7 +20,7 @@ from hpm_robustbench.threat import Norm, ThreatModel
 def _noise(view: View, x: Images, y: Labels, threat: ThreatModel, seed: int, *, tries: int = 100) -> Images:
     """Of ``tries`` random points, for each row the first that the true target gets wrong, or the nearest to that."""
     best_x, best = x, torch.full_like(x[:, 0, 0, 0], float("-inf"))
-    for point in _points(x, threat, seed, tries):
+    for point in random_points(x, threat, seed, tries):
         loss = margin(view.target_logits(point), y)
         better = (best <= 0) & (loss > best)
         best_x, best = torch.where(per_image(better), point, best_x), torch.where(better, loss, best)
@@ -32,14 +32,17 @@ def _joint_noise(
 ) -> Submissions:
     """The same for rows that are judged together: a try is a whole batch of random points."""
     cover = Cover(view, y, active)
-    for point in _points(x, threat, seed, tries):
+    for point in random_points(x, threat, seed, tries):
         logits = view.target_logits(point)
         cover.take(point, logits, margin(logits, y))
     return cover.submissions
 
 
-def _points(x: Images, threat: ThreatModel, seed: int, tries: int) -> Iterator[Images]:
-    """In Linf every other point is a corner of the cube instead of any point in it; in L2 all lie on the sphere."""
+def random_points(x: Images, threat: ThreatModel, seed: int, tries: int) -> Iterator[Images]:
+    """Points of the ball that seek nothing, [N C H W] each.
+
+    In Linf every other one is a corner of the cube instead of any point in it; in L2 all lie on the sphere.
+    """
     ball, generator, eps = Ball(x, threat), seeded(seed), float(threat.eps)
     for attempt in range(tries):
         point = ball.random_point(generator)

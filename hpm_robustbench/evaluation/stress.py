@@ -7,9 +7,10 @@ from fractions import Fraction
 
 import torch
 
-from hpm_robustbench.attacks.apgd import Ball, ascend
+from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.base import seeded
 from hpm_robustbench.attacks.losses import margin
+from hpm_robustbench.attacks.noise import random_points
 from hpm_robustbench.evaluation.sample import Sample, wrong
 from hpm_robustbench.shapes import Images, Losses, Mask
 from hpm_robustbench.threat import Eps, Norm, ThreatModel
@@ -44,16 +45,13 @@ def _broken_in_batch(batch: Sample, threat: ThreatModel, steps: int) -> Mask:
 
 
 def broken_by_noise(sample: Sample) -> Mask:
-    """Rows that one of several random perturbations breaks: corners of the cube in Linf, its sphere in L2."""
+    """Rows that one of several random perturbations breaks."""
     return torch.cat([_broken_by_noise_in_batch(batch) for batch in sample.batches()])
 
 
 def _broken_by_noise_in_batch(batch: Sample) -> Mask:
-    ball, generator = Ball(batch.x, batch.threat), seeded(batch.seed)
     broken = torch.zeros_like(batch.counted)
-    for _ in range(_NOISES):
-        noise = torch.randn(batch.x.shape, generator=generator).to(batch.x)
-        point = ball.project(batch.x + float(batch.threat.eps) * ball.direction(noise))
+    for point in random_points(batch.x, batch.threat, batch.seed, _NOISES):
         broken |= wrong(margin(batch.view.target_logits(point), batch.y))
     return broken
 
