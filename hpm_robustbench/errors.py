@@ -10,6 +10,7 @@
     |   `-- UnsafePickle                     a checkpoint asks for more than tensors, and could run code
     |-- InvalidInput                   5   images, labels, a model or a card break their contract
     |   `-- HeadNotFound                   no layer of the model is its classifier, provably
+    |-- Diverged                       1   training left the finite numbers
     |-- StorageProblem                 1   a folder cannot be written, a disk is full
     `-- Drift                          1   what is committed is not what would be built
 
@@ -88,6 +89,10 @@ class InvalidInput(HpmBenchError):
 
 class HeadNotFound(InvalidInput):
     """No single layer of a model is provably its classifier; lists the candidates seen."""
+
+
+class Diverged(HpmBenchError):
+    """Training met NaN or Inf; its last good checkpoint is kept."""
 
 
 class StorageProblem(HpmBenchError):

@@ -27,6 +27,7 @@ from hpm_robustbench.embedded.network import digits_resnet
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.shapes import Images, Labels
 from hpm_robustbench.threat import Eps
+from hpm_robustbench.training.augment import shifted
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +132,6 @@ def pgd(
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(attacked), labels), attacked)
         attacked = (attacked.detach() + step_size * gradient.sign()).clamp(low, high)
     return attacked.detach()
-
-
-def shifted(images: Images, max_shift: int, generator: torch.Generator) -> Images:
-    """Each image moved by its own whole number of pixels, up to ``max_shift`` each way; what moves in is black."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, (max_shift,) * 4)
-    down, right = torch.randint(2 * max_shift + 1, (2, n, 1), generator=generator)
-    rows, columns = (down + torch.arange(height))[:, :, None], (right + torch.arange(width))[:, None, :]
-    return padded[torch.arange(n)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
 def evaluate(model: nn.Module, examples: ExampleSet, eps: str) -> Score:

@@ -1,0 +1,14 @@
+"""Fine-tuning: one recipe for every model, and the controls without which no gain can be credited to HPM.
+
+    recipe      what is done, as data                        no torch
+    learner     a classifier that can still learn
+    objective   what is minimised, and what the inner attack maximises
+    parts       gradients of a whole batch, a part of its images at a time
+    inner       the inner attack
+    augment     shifted and mirrored images
+    loop        the steps, one after another
+    checkpoint  what a killed process continues from
+    finetuned   the folder of a finished classifier          finetuned/<model>_<recipe>-<key>/
+    curves      loss and accuracy by epoch, and their picture
+    command     hpm-bench finetune                           no torch
+"""

@@ -1,0 +1,67 @@
+"""What a killed process continues from: one safetensors file, whole or not at all, that knows what it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.plan import canonical_json
+
+log = logging.getLogger(__name__)
+
+_FACTS = "facts"
+"""The only key of the metadata: safetensors writes several in an order left to chance."""
+
+
+class Saved(NamedTuple):
+    """Tensors by name, and JSON values beside them."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def write_saved(path: Path, saved: Saved) -> None:
+    """Replace the file at ``path``; a crash leaves the old one or the new one.
+
+    Raises:
+        StorageProblem: it cannot be written.
+    """
+    # A clone of each: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in saved.tensors.items()}
+    facts = {"facts": saved.facts, "sha256": _checksum(tensors, saved.facts)}
+    write_atomic(path, safetensors.torch.save(tensors, metadata={_FACTS: canonical_json(facts)}))
+
+
+def read_saved(path: Path, key: str) -> Saved | None:
+    """What was saved at ``path`` under ``key``, on the CPU; None if it is not there, not whole or not of that key."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            kept = json.loads((file.metadata() or {})[_FACTS])
+        if kept["sha256"] != _checksum(tensors, kept["facts"]):
+            raise ValueError("checksum mismatch")
+        if kept["facts"]["key"] != key:
+            raise ValueError("it belongs to another recipe, model or set of images")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        log.warning("ignoring %s (%s); what it held is computed again", path, error)
+        return None
+    return Saved(tensors, kept["facts"])
+
+
+def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    hasher = hashlib.sha256(canonical_json(facts).encode())
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,38 @@
+"""The attack inside a training step: PGD on the whole batch (Madry et al., ICLR 2018)."""
+
+from __future__ import annotations
+
+import torch
+
+from hpm_robustbench.attacks.apgd import Ball
+from hpm_robustbench.shapes import Images
+from hpm_robustbench.threat import ThreatModel
+from hpm_robustbench.training.objective import Objective, clean_answer
+from hpm_robustbench.training.parts import backward
+
+
+def attacked(
+    objective: Objective, x: Images, threat: ThreatModel, generator: torch.Generator, at_once: int
+) -> Images:
+    """Images within ``threat`` of ``x`` that raise the objective's attack loss; ``x`` itself if there are no steps.
+
+    Args:
+        objective: of this batch.
+        x: clean images in [0, 1].
+        threat: norm and radius.
+        generator: source of the random start.
+        at_once: images that pass through the network together.
+    """
+    recipe = objective.tuning.recipe
+    if not recipe.attack_steps:
+        return x
+    ball, clean = Ball(x, threat), clean_answer(objective, x, at_once)
+    point = ball.random_point(generator)
+    for _ in range(recipe.attack_steps):
+        leaf = point.detach().requires_grad_()
+        backward(objective.learner.embed, leaf, lambda seen: objective.attack_loss(seen, clean), at_once, [leaf])
+        assert leaf.grad is not None
+        # A distance of zero may have no gradient; the step then leaves that image where it is.
+        uphill = ball.direction(leaf.grad.nan_to_num())
+        point = ball.project(leaf.detach() + recipe.attack_step * float(threat.eps) * uphill)
+    return point

@@ -1,0 +1,83 @@
+"""A classifier that can still learn: a copy of a frozen one, with the parts that a recipe names set free."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from hpm_robustbench.hpm.backbone import Split
+from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hpm.prototypes import ema_update
+from hpm_robustbench.shapes import Features, Images, Labels, Logits
+
+
+class Learner(nn.Module):
+    """A trainable copy of a classifier, always in eval mode: normalisation layers keep their statistics.
+
+    tau is learned as its logarithm, so that a step changes it by a share of itself and never to zero or below.
+    ``precision`` is that of the network's passes; what HPM computes from them is float32.
+    """
+
+    def __init__(self, classifier: HPMClassifier, learned: Collection[str], precision: torch.dtype) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.log_tau = nn.Parameter(classifier.tau.detach().log())
+        self.precision = precision
+        self.free(learned)
+
+    def free(self, learned: Collection[str]) -> None:
+        """Let exactly the named parts learn; everything else is frozen and costs no gradient."""
+        self.eval().requires_grad_(False)
+        self.classifier.backbone.requires_grad_("backbone" in learned)
+        self.classifier.fc.requires_grad_("fc" in learned)
+        self.classifier.beta.requires_grad_("beta" in learned)
+        self.log_tau.requires_grad_("tau" in learned)
+
+    def train(self, mode: bool = True) -> Learner:
+        """Stay in eval mode, whatever is asked."""
+        super().train(False)
+        return self
+
+    def embed(self, x: Images) -> Embedding:
+        """Features and FC logits in float32, computed in ``precision``."""
+        reduced = self.precision is not torch.float32
+        with torch.autocast(x.device.type, self.precision if reduced else None, enabled=reduced):
+            return self.classifier.embed(x)
+
+    def answer(self, embedding: Embedding, config: HPMConfig | None = None) -> Logits:
+        """HPM's logits; ``config`` replaces the own definition for a surrogate."""
+        return -self.classifier.distances(embedding, config) / self.log_tau.exp()
+
+    def forward(self, x: Images) -> Logits:
+        """HPM's logits of images."""
+        return self.answer(self.embed(x))
+
+    @torch.no_grad()
+    def follow(self, features: Features, labels: Labels, momentum: float) -> None:
+        """Move the dataset prototypes towards the features of a batch, by true label (method: EMA)."""
+        if momentum < 1:
+            prototypes = ema_update(self.classifier.prototypes, features, labels, momentum)
+            self.classifier.set_prototypes(prototypes)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring beta back into [0, 1] after a step."""
+        self.classifier.beta.clamp_(0, 1)
+
+
+def trainable(frozen: HPMClassifier, config: HPMConfig, backbone: nn.Module | None = None) -> HPMClassifier:
+    """A classifier that shares nothing with ``frozen``, under ``config``, perhaps on another backbone."""
+    parts = Split(copy.deepcopy(backbone or frozen.backbone), copy.deepcopy(frozen.fc))
+    classifier = HPMClassifier(parts, frozen.prototypes, config, tau=frozen.tau.item())
+    return classifier.to(frozen.prototypes.device)
+
+
+def features_as_images(backbone: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> Tensor:
+    """What a fixed backbone returns, as images [N, R, 1, 1] of one pixel, which ``nn.Flatten`` turns back."""
+    with torch.no_grad():
+        parts = [backbone(batch.to(device)) for batch in images.split(batch_size)]  # type: ignore[no-untyped-call]
+    return torch.cat(parts)[:, :, None, None]

@@ -1,0 +1,243 @@
+"""The loop: one step after another, each a function of what is learned so far and of the step's number."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import Diverged
+from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training.batches import Batch, Batches
+from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
+from hpm_robustbench.training.draws import drawn
+from hpm_robustbench.training.inner import attacked
+from hpm_robustbench.training.learner import Learner, features_as_images, trainable
+from hpm_robustbench.training.measure import Point, accuracy
+from hpm_robustbench.training.memory import fitting
+from hpm_robustbench.training.objective import Objective
+from hpm_robustbench.training.optimiser import learning_rate, make_optimiser, restore, set_learning_rate, tensors_of
+from hpm_robustbench.training.parts import backward
+from hpm_robustbench.training.recipe import Tuning
+
+log = logging.getLogger(__name__)
+
+_MOST_HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Everything that the trained weights depend on, but for the software and the kind of device.
+
+    Attributes:
+        classifier: wrapped and frozen; it stays as it is.
+        training: images to learn from; a share is held out.
+        threat: what the training attack may do.
+        tuning: recipe, control and seed.
+        precision: of the network's passes.
+        at_once: images that pass through the network together; by default the whole batch.
+    """
+
+    classifier: HPMClassifier
+    training: ExampleSet
+    threat: ThreatModel
+    tuning: Tuning
+    precision: torch.dtype = torch.float32
+    at_once: int | None = None
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Row numbers to train on and to measure on; the latter come from every part of the set."""
+        n = len(self.training)
+        aside = min(_MOST_HELD_OUT, int(self.tuning.recipe.held_out * n))
+        held = torch.zeros(n, dtype=torch.bool)
+        held[torch.arange(aside) * n // max(1, aside)] = True
+        return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+
+class Result(NamedTuple):
+    """A fine-tuned classifier, frozen, which shares nothing with the one before, and the points of its curves."""
+
+    classifier: HPMClassifier
+    curves: tuple[Point, ...]
+
+
+@dataclass
+class Progress:
+    """Where the loop is; with the tensors, all that a checkpoint holds."""
+
+    at_once: int
+    step: int = 0
+    loss_sum: float = 0.0
+    curves: list[Point] = field(default_factory=list)
+
+
+class Loop:
+    """A lesson on its way: what is learned so far, and the steps that change it."""
+
+    def __init__(self, lesson: Lesson) -> None:
+        self.lesson, self._recipe = lesson, lesson.tuning.recipe
+        frozen, device = lesson.classifier, lesson.classifier.prototypes.device
+        learning, held = lesson.rows()
+        self._held_out = lesson.training.take(held.tolist()) if len(held) else None
+        images, backbone = lesson.training.images[learning], None
+        if self._recipe.from_features:
+            images = features_as_images(frozen.backbone, images, self._recipe.batch_size, device)
+            backbone = nn.Flatten()
+        self.batches = Batches(images.to(device), lesson.training.labels[learning].to(device), lesson.tuning)
+        self.steps = self._recipe.epochs * self.batches.per_epoch
+        classifier = trainable(frozen, lesson.tuning.defence(frozen.config), backbone)
+        classifier.batching = Batching(self._recipe.batching)
+        self.learner = Learner(classifier, lesson.tuning.learned, lesson.precision)
+        self._optimiser = make_optimiser(self.learner, self._recipe) if self.steps else None
+        self._average = _averaged(self.learner, self._recipe.average_share * self.steps)
+        self._assigned = torch.zeros(len(classifier.prototypes), dtype=torch.int64, device=device)
+        self.progress = Progress(lesson.at_once or 2 * self._recipe.batch_size)
+
+    def run(self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0) -> Result:
+        """Train to the end, from a checkpoint of this ``key`` if there is one.
+
+        Args:
+            checkpoint: file that is replaced from time to time; without it nothing is written.
+            key: what the file belongs to.
+            every: seconds between two checkpoints.
+
+        Raises:
+            Diverged: a loss or a gradient is not finite; the last checkpoint is kept.
+            UsageProblem: not even one image fits into memory.
+            StorageProblem: the checkpoint cannot be written.
+        """
+        saved = None if checkpoint is None else read_saved(checkpoint, key)
+        if saved is not None:
+            self._restore(saved)
+            log.info("continuing %s after step %d of %d", self.lesson.tuning.name, self.progress.step, self.steps)
+        if not self.progress.curves:
+            self._measure(Point(0))
+        written = time.monotonic()
+        while self.progress.step < self.steps:
+            self.step()
+            if checkpoint is not None and time.monotonic() - written >= every:
+                write_saved(checkpoint, self._saved(key))
+                written = time.monotonic()
+        return Result(self.deployed().freeze(), tuple(self.progress.curves))
+
+    def step(self) -> None:
+        """Attack one batch, lower its loss, let prototypes and averages follow; after an epoch, measure."""
+        assert self._optimiser is not None, "a recipe without steps takes none"
+        batch = self.batches[self.progress.step]
+        objective = Objective(self.learner, self.lesson.tuning, batch.labels, batch.lender)
+        self.progress.at_once, (loss, seen) = fitting(
+            self.progress.at_once, lambda at_once: self._gradients(objective, batch, at_once)
+        )
+        set_learning_rate(self._optimiser, learning_rate(self._recipe, self.progress.step, self.steps))
+        self._optimiser.step()
+        self.learner.project()
+        self._follow(objective, seen)
+        self.progress.loss_sum += loss
+        self.progress.step += 1
+        if self.progress.step % self.batches.per_epoch == 0:
+            self._end_epoch()
+
+    def _gradients(self, objective: Objective, batch: Batch, at_once: int) -> tuple[float, Embedding]:
+        """Put gradients of the batch's loss in place; return the loss, and the embedding that it was computed from."""
+        self.learner.zero_grad(set_to_none=True)
+        start = drawn(self.lesson.tuning.seed, "start", self.progress.step)
+        moved = attacked(objective, batch.x, self.lesson.threat, start, at_once)
+        shown = torch.cat([batch.x, moved]) if objective.two_passes else moved
+        loss, seen = backward(self.learner.embed, shown, objective.loss, at_once)
+        length = nn.utils.clip_grad_norm_(self.learner.parameters(), self._recipe.max_gradient_norm)
+        if not (loss.isfinite() and length.isfinite()):
+            raise self._diverged(f"a loss of {float(loss):g} with a gradient of length {float(length):g}")
+        return float(loss), seen
+
+    def _follow(self, objective: Objective, seen: Embedding) -> None:
+        """Prototypes and averaged weights move a little towards what this step has seen and made."""
+        clean, moved = objective.halves(seen)
+        fed = clean if self._recipe.prototype_feed == "clean" else moved
+        self.learner.follow(fed.features, objective.labels, self._recipe.prototype_momentum)
+        if self._average is not None:
+            self._average.update_parameters(self.learner)
+        self._assigned += F.one_hot(moved.logits.argmax(dim=1), len(self._assigned)).sum(dim=0)
+
+    def _end_epoch(self) -> None:
+        unsupported = tuple((self._assigned == 0).nonzero().squeeze(1).tolist())
+        if unsupported:
+            log.warning("no training image was put into the classes %s: no batch prototype", _listed(unsupported))
+        number = self.progress.step // self.batches.per_epoch
+        self._measure(Point(number, self.progress.loss_sum / self.batches.per_epoch, unsupported=unsupported))
+        self.progress.loss_sum = 0.0
+        self._assigned.zero_()
+
+    def _measure(self, point: Point) -> None:
+        _, measured = fitting(
+            self.progress.at_once,
+            lambda at_once: accuracy(self.deployed(), self._held_out, self.lesson.threat, self.lesson.tuning, at_once),
+        )
+        self.progress.curves.append(replace(point, **measured))
+        log.info("%s: %s", self.lesson.tuning.name, self.progress.curves[-1])
+
+    @torch.no_grad()
+    def deployed(self) -> HPMClassifier:
+        """The classifier as it would be deployed now: averaged weights on the whole backbone, each image alone."""
+        learner = self.learner if self._average is None else self._average.module
+        assert isinstance(learner, Learner)
+        source = learner.classifier
+        backbone = self.lesson.classifier.backbone if self._recipe.from_features else None
+        classifier = trainable(source, source.config, backbone)
+        classifier.beta.copy_(source.beta)
+        if "tau" in self.lesson.tuning.learned:
+            classifier.tau.copy_(learner.log_tau.exp())
+        return classifier
+
+    def _saved(self, key: str) -> Saved:
+        tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise self._diverged("weights that are not finite")
+        if self._average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
+        if self._optimiser is not None:
+            tensors |= {f"optimiser.{name}": tensor for name, tensor in tensors_of(self._optimiser).items()}
+        tensors["assigned"] = self._assigned
+        progress = self.progress
+        curves = [point.to_json() for point in progress.curves]
+        facts = {"at_once": progress.at_once, "step": progress.step, "loss_sum": progress.loss_sum, "curves": curves}
+        return Saved(tensors, {"key": key, **facts})
+
+    def _restore(self, saved: Saved) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"learner": {}, "average": {}, "optimiser": {}}
+        for name, tensor in saved.tensors.items():
+            part, _, rest = name.partition(".")
+            if rest:
+                parts[part][rest] = tensor
+        self.learner.load_state_dict(parts["learner"])
+        if self._average is not None:
+            self._average.load_state_dict(parts["average"])
+        if self._optimiser is not None:
+            restore(self._optimiser, parts["optimiser"])
+        self._assigned.copy_(saved.tensors["assigned"])
+        facts = {name: value for name, value in saved.facts.items() if name not in ("key", "curves")}
+        self.progress = Progress(**facts, curves=[Point.from_json(point) for point in saved.facts["curves"]])
+
+    def _diverged(self, got: str) -> Diverged:
+        return Diverged(
+            wanted=f"a finite step {self.progress.step + 1} of {self.steps} of {self.lesson.tuning.name}",
+            got=got,
+            next_step="lower the learning rate, with --tune learning_rate=...; the last good checkpoint is kept",
+        )
+
+
+def _averaged(learner: Learner, steps: float) -> AveragedModel | None:
+    """Exponential average over about so many steps; buffers, prototypes among them, are those of the learner."""
+    return None if steps <= 1 else AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps))
+
+
+def _listed(classes: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, classes[:10]))}{', ...' if len(classes) > 10 else ''}"

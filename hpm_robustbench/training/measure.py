@@ -1,0 +1,73 @@
+"""How good a classifier is while it is trained: on images that it does not train on, each answered alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training.draws import drawn
+from hpm_robustbench.training.inner import attacked
+from hpm_robustbench.training.learner import Learner
+from hpm_robustbench.training.objective import Objective
+from hpm_robustbench.training.recipe import Tuning
+
+_STEPS, _STEP = 10, 0.25
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where training stands after an epoch; epoch 0 is the classifier before it.
+
+    ``loss`` is the mean over the epoch's batches. ``clean`` and ``robust`` are shares of the held-out images, each
+    answered alone; ``robust`` is under PGD of 10 steps, an upper bound of what the trial will find. ``unsupported``
+    are classes into which the FC head put no training image in the whole epoch, so that they had no batch prototype.
+    """
+
+    epoch: int
+    loss: float | None = None
+    clean: float | None = None
+    robust: float | None = None
+    unsupported: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_json`` is its inverse."""
+        return {**asdict(self), "unsupported": list(self.unsupported)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Point:
+        """Rebuild a point from its JSON values."""
+        return cls(**{**data, "unsupported": tuple(data["unsupported"])})
+
+
+def accuracy(
+    classifier: HPMClassifier, held_out: ExampleSet | None, threat: ThreatModel, tuning: Tuning, at_once: int
+) -> dict[str, float]:
+    """Clean and robust accuracy of a classifier (or of its FC head, if the control says that it answers); frozen."""
+    if held_out is None:
+        return {}
+    classifier.batching = Batching.SOLO
+    # Never a float of less precision, whatever the training uses: this is how the classifier will be deployed.
+    learner = Learner(classifier, (), torch.float32)
+    attack = tuning.recipe.model_copy(
+        update={"loss": "ce", "attack_view": "ste", "attack_steps": _STEPS, "attack_step": _STEP}
+    )
+    clean = robust = 0
+    for number, rows in enumerate(torch.arange(len(held_out)).split(tuning.recipe.batch_size)):  # type: ignore[no-untyped-call]
+        x, y = (tensor[rows].to(classifier.prototypes.device) for tensor in (held_out.images, held_out.labels))
+        objective = Objective(learner, replace(tuning, recipe=attack), y)
+        moved = attacked(objective, x, threat, drawn(tuning.seed, "measure", number), at_once)
+        right, stands = (_right(objective, images, at_once) for images in (x, moved))
+        clean, robust = clean + int(right.sum()), robust + int((right & stands).sum())
+    return {"clean": clean / len(held_out), "robust": robust / len(held_out)}
+
+
+def _right(objective: Objective, images: torch.Tensor, at_once: int) -> torch.Tensor:
+    with torch.no_grad():
+        parts = [objective.answer(objective.learner.embed(part)) for part in images.split(at_once)]  # type: ignore[no-untyped-call]
+    return torch.cat(parts).argmax(dim=1) == objective.labels

@@ -1,0 +1,46 @@
+"""Fewer images at once where memory ends, inside the same batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from hpm_robustbench.errors import UsageProblem
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_CPU_MESSAGES = ("not enough memory", "can't allocate memory")
+
+
+def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
+    """The result of ``attempt`` with ``at_once`` images, or with the first half of it that fits into memory.
+
+    Raises:
+        UsageProblem: not even one image fits.
+    """
+    while True:
+        try:
+            return at_once, attempt(at_once)
+        except (RuntimeError, MemoryError) as error:
+            if not _of_memory(error):
+                raise
+            if at_once == 1:
+                raise UsageProblem(
+                    wanted="memory for one image of a training step",
+                    got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    next_step="free some memory, train on a larger device, or choose the recipe head",
+                ) from error
+        # Outside the handler: the error's traceback holds on to what did not fit.
+        at_once = (at_once + 1) // 2
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+        log.warning("out of memory; from now on %d images at once, inside the same batch", at_once)
+
+
+def _of_memory(error: BaseException) -> bool:
+    told = str(error).casefold()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in told for text in _CPU_MESSAGES)
