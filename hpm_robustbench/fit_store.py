@@ -34,7 +34,7 @@ def fit_once(classifier: HPMClassifier, training: ExampleSet, batch_size: int, f
     Raises:
         StorageProblem: the folder cannot be written.
     """
-    path = folder / f"{_key(classifier, training, batch_size)}.safetensors"
+    path = folder / f"{fit_key(classifier, training, batch_size)}.safetensors"
     kept = _read(path)
     if kept is None:
         _write(path, fit(classifier, training.images, training.labels, batch_size))
@@ -43,7 +43,7 @@ def fit_once(classifier: HPMClassifier, training: ExampleSet, batch_size: int, f
     classifier.tau.fill_(kept.tau)
 
 
-def _key(classifier: HPMClassifier, training: ExampleSet, batch_size: int) -> str:
+def fit_key(classifier: HPMClassifier, training: ExampleSet, batch_size: int) -> str:
     """Hash of the network (its state and its behaviour), the images, the definition and the code that fits."""
     with torch.no_grad():
         embedding = classifier.embed(training.images[:_PROBES].to(classifier.prototypes.device))

@@ -11,9 +11,7 @@ from hpm_robustbench.training.objective import Objective, clean_answer
 from hpm_robustbench.training.parts import backward
 
 
-def attacked(
-    objective: Objective, x: Images, threat: ThreatModel, generator: torch.Generator, at_once: int
-) -> Images:
+def attacked(objective: Objective, x: Images, threat: ThreatModel, generator: torch.Generator, at_once: int) -> Images:
     """Images within ``threat`` of ``x`` that raise the objective's attack loss; ``x`` itself if there are no steps.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,14 @@ class Learner(nn.Module):
 
     def embed(self, x: Images) -> Embedding:
         """Features and FC logits in float32, computed in ``precision``."""
-        reduced = self.precision is not torch.float32
-        with torch.autocast(x.device.type, self.precision if reduced else None, enabled=reduced):
+        with self.reduced(x.device):
             return self.classifier.embed(x)
+
+    def reduced(self, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, the network computes in ``precision``; outside, nobody does."""
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, self.precision)
 
     def answer(self, embedding: Embedding, config: HPMConfig | None = None) -> Logits:
         """HPM's logits; ``config`` replaces the own definition for a surrogate."""
@@ -79,5 +85,5 @@ def trainable(frozen: HPMClassifier, config: HPMConfig, backbone: nn.Module | No
 def features_as_images(backbone: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> Tensor:
     """What a fixed backbone returns, as images [N, R, 1, 1] of one pixel, which ``nn.Flatten`` turns back."""
     with torch.no_grad():
-        parts = [backbone(batch.to(device)) for batch in images.split(batch_size)]  # type: ignore[no-untyped-call]
+        parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
     return torch.cat(parts)[:, :, None, None]

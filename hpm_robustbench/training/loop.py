@@ -181,7 +181,7 @@ class Loop:
             self.progress.at_once,
             lambda at_once: accuracy(self.deployed(), self._held_out, self.lesson.threat, self.lesson.tuning, at_once),
         )
-        self.progress.curves.append(replace(point, **measured))
+        self.progress.curves.append(replace(point, clean=measured.clean, robust=measured.robust))
         log.info("%s: %s", self.lesson.tuning.name, self.progress.curves[-1])
 
     @torch.no_grad()
@@ -236,7 +236,9 @@ class Loop:
 
 def _averaged(learner: Learner, steps: float) -> AveragedModel | None:
     """Exponential average over about so many steps; buffers, prototypes among them, are those of the learner."""
-    return None if steps <= 1 else AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps))
+    if steps <= 1:
+        return None
+    return AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps))  # type: ignore[no-untyped-call]
 
 
 def _listed(classes: tuple[int, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,13 @@ from hpm_robustbench.training.objective import Objective
 from hpm_robustbench.training.recipe import Tuning
 
 _STEPS, _STEP = 10, 0.25
+
+
+class Accuracy(NamedTuple):
+    """Shares of the held-out images, clean and under PGD; None where nothing was held out."""
+
+    clean: float | None
+    robust: float | None
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,10 @@ class Point:
 
 def accuracy(
     classifier: HPMClassifier, held_out: ExampleSet | None, threat: ThreatModel, tuning: Tuning, at_once: int
-) -> dict[str, float]:
-    """Clean and robust accuracy of a classifier (or of its FC head, if the control says that it answers); frozen."""
+) -> Accuracy:
+    """Of a classifier, or of its FC head if the control says that it answers; the classifier ends up frozen, SOLO."""
     if held_out is None:
-        return {}
+        return Accuracy(None, None)
     classifier.batching = Batching.SOLO
     # Never a float of less precision, whatever the training uses: this is how the classifier will be deployed.
     learner = Learner(classifier, (), torch.float32)
@@ -58,16 +65,16 @@ def accuracy(
         update={"loss": "ce", "attack_view": "ste", "attack_steps": _STEPS, "attack_step": _STEP}
     )
     clean = robust = 0
-    for number, rows in enumerate(torch.arange(len(held_out)).split(tuning.recipe.batch_size)):  # type: ignore[no-untyped-call]
+    for number, rows in enumerate(torch.split(torch.arange(len(held_out)), tuning.recipe.batch_size)):
         x, y = (tensor[rows].to(classifier.prototypes.device) for tensor in (held_out.images, held_out.labels))
         objective = Objective(learner, replace(tuning, recipe=attack), y)
         moved = attacked(objective, x, threat, drawn(tuning.seed, "measure", number), at_once)
         right, stands = (_right(objective, images, at_once) for images in (x, moved))
         clean, robust = clean + int(right.sum()), robust + int((right & stands).sum())
-    return {"clean": clean / len(held_out), "robust": robust / len(held_out)}
+    return Accuracy(clean / len(held_out), robust / len(held_out))
 
 
 def _right(objective: Objective, images: torch.Tensor, at_once: int) -> torch.Tensor:
     with torch.no_grad():
-        parts = [objective.answer(objective.learner.embed(part)) for part in images.split(at_once)]  # type: ignore[no-untyped-call]
+        parts = [objective.answer(objective.learner.embed(part)) for part in torch.split(images, at_once)]
     return torch.cat(parts).argmax(dim=1) == objective.labels

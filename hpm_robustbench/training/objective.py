@@ -75,9 +75,7 @@ class Objective:
 
 def _divergence(clean: Logits, attacked: Logits) -> Tensor:
     """KL(clean || attacked) of the softmax answers, mean over the batch (TRADES, as its authors compute it)."""
-    return F.kl_div(
-        F.log_softmax(attacked, dim=1), F.log_softmax(clean, dim=1), reduction="batchmean", log_target=True
-    )
+    return F.kl_div(F.log_softmax(attacked, dim=1), F.log_softmax(clean, dim=1), reduction="batchmean", log_target=True)
 
 
 def clean_answer(objective: Objective, x: Tensor, at_once: int) -> Logits | None:
@@ -85,6 +83,6 @@ def clean_answer(objective: Objective, x: Tensor, at_once: int) -> Logits | None
     if objective.tuning.recipe.loss != "trades":
         return None
     with torch.no_grad():
-        parts = [objective.learner.embed(part) for part in x.split(at_once)]  # type: ignore[no-untyped-call]
+        parts = [objective.learner.embed(part) for part in torch.split(x, at_once)]
         whole = Embedding(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         return objective.answer(whole, objective.tuning.recipe.attack_view)

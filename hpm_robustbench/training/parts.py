@@ -36,7 +36,7 @@ def backward(
     Returns:
         The loss and the embedding of the whole batch, both detached.
     """
-    parts = x.split(at_once)  # type: ignore[no-untyped-call]
+    parts = torch.split(x, at_once)
     if len(parts) == 1:
         embedding = embed(x)
         loss = loss_of(embedding)
@@ -48,14 +48,12 @@ def backward(
     loss = loss_of(whole)
     _carry([loss], None, None if towards is None else [*towards, *whole])
     gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in whole]
-    for part, *shares in zip(parts, *(gradient.split(at_once) for gradient in gradients), strict=True):
+    for part, *shares in zip(parts, *(torch.split(gradient, at_once) for gradient in gradients), strict=True):
         _carry(embed(part), shares, towards)
     return loss.detach(), _detached(whole)
 
 
-def _carry(
-    tensors: Sequence[Tensor], gradients: Sequence[Tensor] | None, towards: Sequence[Tensor] | None
-) -> None:
+def _carry(tensors: Sequence[Tensor], gradients: Sequence[Tensor] | None, towards: Sequence[Tensor] | None) -> None:
     """Back-propagate from what has a graph: features of frozen parts have none."""
     linked = [index for index, tensor in enumerate(tensors) if tensor.requires_grad]
     if linked:

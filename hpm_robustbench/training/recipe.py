@@ -49,7 +49,8 @@ class Recipe(BaseModel):
         trades_weight: of the divergence.
         fc_weight: of the FC head's own loss.
         label_smoothing: of the cross-entropies.
-        attack_view: what the attack sees: HPM with its straight-through gradient, with soft memberships, or the FC head.
+        attack_view: what the attack sees: HPM with its straight-through gradient (``ste``), HPM with soft
+            memberships, or the FC head.
         attack_steps: of PGD; 0 trains on clean images.
         attack_step: length of one of them, as a share of eps.
         optimiser: ``sgd`` (Nesterov) or ``adamw``.
@@ -131,7 +132,7 @@ class Recipe(BaseModel):
             ) from error
         if changed == self:
             return self
-        return changed.model_copy(update={"name": f"{self.name}-{digest(changed.to_json())[:8]}"})
+        return changed.model_copy(update={"name": _changed(self.name, changed)})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -156,7 +157,7 @@ RECIPES = {
         Recipe(name="uniform-v1"),
     )
 }
-"""S0: class means, nothing learned. S1: everything but the backbone, on clean features. S2: a short full fine-tuning."""
+"""S0: class means, nothing learned. S1: all but the backbone, on clean features. S2: a short full fine-tuning."""
 DEFAULT = "uniform-v1"
 
 
@@ -208,9 +209,30 @@ class Tuning:
     @property
     def learned(self) -> tuple[Learned, ...]:
         """What changes; beta stays where the control says, and a control without HPM does not touch its parts."""
-        kept_out = {Control.FC: ("tau", "beta"), Control.STATIC: ("beta",)}
-        return tuple(part for part in self.recipe.learned if self.control is None or part not in kept_out.get(self.control, ()))
+        kept = {Control.FC: ("tau", "beta"), Control.STATIC: ("beta",)}.get(self.control or Control.SHUFFLED, ())
+        return tuple(part for part in self.recipe.learned if part not in kept)
+
+    @property
+    def options(self) -> list[str]:
+        """The command line options that stand for this recipe and control; the seed is the run's own."""
+        values = self.recipe.to_json()
+        named = next(r for r in RECIPES.values() if values["name"] in (r.name, _changed(r.name, self.recipe)))
+        changed = [knob for knob, value in named.to_json().items() if knob != "name" and value != values[knob]]
+        control = [] if self.control is None else ["--control", self.control.value]
+        knobs = [part for knob in changed for part in ("--tune", f"{knob}={_text(values[knob])}")]
+        return ["--recipe", named.name, *control, *knobs]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"recipe": self.recipe.to_json(), "control": self.control and self.control.value, "seed": self.seed}
+        """Plain JSON values: the name, all that it stands for, and how to ask for it."""
+        control = None if self.control is None else self.control.value
+        values = {"recipe": self.recipe.to_json(), "control": control, "seed": self.seed}
+        return {"name": self.name, "options": self.options, **values}
+
+
+def _changed(name: str, recipe: Recipe) -> str:
+    """What a recipe is called that has other values than the known one of ``name``."""
+    return f"{name}-{digest({**recipe.to_json(), 'name': name})[:8]}"
+
+
+def _text(value: object) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)

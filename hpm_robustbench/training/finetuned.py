@@ -1,0 +1,199 @@
+"""The folder of a fine-tuned classifier: trained once, found again by everything that its weights depend on.
+
+    finetuned/<model>_<recipe>-<key>/checkpoint.safetensors    while it is trained
+    finetuned/<model>_<recipe>-<key>/classifier.safetensors    the classifier, once it is finished
+    finetuned/<model>_<recipe>-<key>/classifier.json           what it is, how it was made, how good it became
+    finetuned/<model>_<recipe>-<key>/curves.svg                loss and accuracy by epoch
+
+Files that do not match their own checksum are ignored with a warning, and made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.evaluation.identity import lab_sha256
+from hpm_robustbench.fit_store import fit_key
+from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.plan import digest
+from hpm_robustbench.load import Wrapped
+from hpm_robustbench.threat import Threat, ThreatModel
+from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
+from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
+from hpm_robustbench.training.curves import render_curves
+from hpm_robustbench.training.learner import trainable
+from hpm_robustbench.training.loop import Lesson, Loop, Result
+from hpm_robustbench.training.measure import Point
+from hpm_robustbench.training.recipe import Control, Tuning
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished classifier, its curves, what a reader should know of it, and where it lies."""
+
+    classifier: HPMClassifier
+    curves: tuple[Point, ...]
+    reports: tuple[str, ...]
+    folder: Path
+
+
+def finetune_once(
+    model: str, wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, place: Path, compute: Compute
+) -> Finetuned:
+    """Fine-tune a wrapped classifier, continue where an earlier call was cut off, or read what it has finished.
+
+    Args:
+        model: name of the base model.
+        wrapped: the classifier, frozen; it stays as it is.
+        training: images to learn from; never the ones to be evaluated.
+        threat: what the training attack may do.
+        tuning: recipe, control and seed.
+        place: folder that takes the classifier's folder.
+        compute: what was decided about the machine.
+
+    Raises:
+        UsageProblem: no training images or no budget to train with, or not even one image fits into memory.
+        Diverged: NaN or Inf; the last good checkpoint is kept.
+        StorageProblem: the folder cannot be written.
+    """
+    lesson = _lesson(wrapped, training, threat, tuning, compute)
+    key = _key(lesson)
+    folder = place / f"{model}_{tuning.name}-{key}"
+    result = _read(folder, lesson, key)
+    if result is None:
+        loop = Loop(lesson)
+        prefer_channels_last(loop.learner.classifier, loop.batches[0].x)
+        if compute.compiled:
+            compile_if_faster(loop.learner, loop.batches[0].x)
+        result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
+        _write(folder, model, lesson, key, result)
+    return Finetuned(result.classifier, result.curves, tuple(_reports(lesson, result.curves)), folder)
+
+
+def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:
+    """What stands trial: the fine-tuned classifier beside the original model.
+
+    Under the control ``fc`` the fine-tuned FC head is what answers, so it takes the base model's place.
+    """
+    classifier = finetuned.classifier
+    base = nn.Sequential(classifier.backbone, classifier.fc).eval() if tuning.control is Control.FC else wrapped.base
+    first, last = finetuned.curves[0], finetuned.curves[-1]
+    measured = (
+        ""
+        if last.clean is None
+        else (
+            f" On held-out training images clean accuracy went from {first.clean:.2%} to {last.clean:.2%}, "
+            f"accuracy under PGD from {first.robust:.2%} to {last.robust:.2%}."
+        )
+    )
+    role = " The FC head that was trained alone takes the base model's place." if tuning.control is Control.FC else ""
+    told = f"{wrapped.prototypes_from}; fine-tuned by {tuning.name}.{role}{measured} {' '.join(finetuned.reports)}"
+    return Wrapped(classifier, base, told.strip(), wrapped.about)
+
+
+def _lesson(wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, compute: Compute) -> Lesson:
+    dataset = training.dataset.name
+    if training.split != "train":
+        raise UsageProblem(
+            wanted=f"training images of {dataset}, to fine-tune on",
+            got=f"{training.split} images alone",
+            next_step="give --data with x_train and y_train in the .npz file, with train-images-idx3-ubyte and "
+            "train-labels-idx1-ubyte beside the test files, or with a folder train/ of class folders beside test/",
+        )
+    if not isinstance(threat, ThreatModel):
+        raise UsageProblem(
+            wanted="a norm and a budget for the attack inside training",
+            got=f"the threat model {threat}",
+            next_step="give --threat-model Linf and --eps, or leave --recipe out",
+        )
+    precision = precision_on(wrapped.classifier.prototypes.device, tuning.recipe)
+    return Lesson(wrapped.classifier, training, threat, tuning, precision, compute.at_once)
+
+
+def _key(lesson: Lesson) -> str:
+    """Hash of the network, images, definition, threat model and recipe, and of the code that trains."""
+    facts = {
+        "start": fit_key(lesson.classifier, lesson.training, lesson.tuning.recipe.batch_size),
+        "prototypes": digest(lesson.classifier.prototypes.tolist()),
+        "threat": lesson.threat.to_json()["norm"] + lesson.threat.to_json()["eps_exact"],
+        "tuning": lesson.tuning.to_json(),
+        "precision": str(lesson.precision),
+        "device": lesson.classifier.prototypes.device.type,
+        "software": lab_sha256("training"),
+    }
+    return digest(facts)[:16]
+
+
+def _read(folder: Path, lesson: Lesson, key: str) -> Result | None:
+    saved = read_saved(folder / "classifier.safetensors", key)
+    if saved is None:
+        return None
+    classifier = trainable(lesson.classifier, lesson.tuning.defence(lesson.classifier.config))
+    classifier.load_state_dict(saved.tensors)
+    return Result(classifier.freeze(), tuple(Point.from_json(point) for point in saved.facts["curves"]))
+
+
+def _write(folder: Path, model: str, lesson: Lesson, key: str, result: Result) -> None:
+    """The classifier last: where it lies, everything lies."""
+    title = f"{model}, {lesson.tuning.name}, {lesson.training.dataset.name} {lesson.threat}"
+    facts = {"key": key, "model": model, **_facts(lesson, result)}
+    write_atomic(folder / "curves.svg", render_curves(result.curves, title))
+    write_atomic(folder / "classifier.json", json.dumps(facts, indent=1) + "\n")
+    curves = [point.to_json() for point in result.curves]
+    saved = Saved(result.classifier.state_dict(), {"key": key, "curves": curves})
+    write_saved(folder / "classifier.safetensors", saved)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _facts(lesson: Lesson, result: Result) -> dict[str, Any]:
+    training, held_out = (len(rows) for rows in lesson.rows())
+    device = result.classifier.prototypes.device
+    return {
+        "tuning": lesson.tuning.to_json(),
+        "threat": lesson.threat.to_json(),
+        "defence": result.classifier.config.to_json(),
+        "images": {
+            "dataset": lesson.training.dataset.name,
+            "split": lesson.training.split,
+            "fingerprint": lesson.training.fingerprint,
+            "trained_on": training,
+            "held_out": held_out,
+        },
+        "precision": str(lesson.precision).removeprefix("torch."),
+        "device": device.type,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+        "curves": [point.to_json() for point in result.curves],
+        "reports": _reports(lesson, result.curves),
+    }
+
+
+def _reports(lesson: Lesson, curves: Sequence[Point]) -> list[str]:
+    """What a reader of a number should know: lost accuracy, classes without support."""
+    reports = []
+    first, last, bound = curves[0], curves[-1], lesson.tuning.recipe.clean_bound
+    if first.clean is not None and last.clean is not None and first.clean - last.clean > bound:
+        fallen = f"from {first.clean:.2%} to {last.clean:.2%}"
+        reports.append(f"Clean accuracy fell {fallen}, by more than {bound:.2%}.")
+    present = torch.bincount(lesson.training.labels, minlength=lesson.training.dataset.n_classes)
+    absent = (present == 0).nonzero().squeeze(1).tolist()
+    if absent:
+        reports.append(f"No training image is of class {', '.join(map(str, absent[:10]))}: no prototype of its own.")
+    if last.unsupported:
+        classes = ", ".join(map(str, last.unsupported[:10]))
+        reports.append(f"In the last epoch the FC head put no training image into class {classes}: no batch prototype.")
+    return reports
