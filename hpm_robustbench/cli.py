@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpm_robustbench.errors import HpmBenchError
+from hpm_robustbench.finetune import finetune
+from hpm_robustbench.options import OF_A_MODEL, control, recipe_options, subject_options, work_options
 from hpm_robustbench.options import a_path as _path
 from hpm_robustbench.options import allow_global as _allow_global
 from hpm_robustbench.options import allow_license as _allow_license
 from hpm_robustbench.options import both_spellings as _both_spellings
 from hpm_robustbench.options import checksums as _checksums
-from hpm_robustbench.options import data_dir as _data_dir
 from hpm_robustbench.options import format_of as _format_of
 from hpm_robustbench.options import model_dir as _model_dir
 from hpm_robustbench.options import output as _output
 from hpm_robustbench.push import push
-from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 if TYPE_CHECKING:
     from hpm_robustbench.zoo.spec import ModelSpec
@@ -51,29 +51,7 @@ def cli(quiet: bool) -> None:
 
 
 @cli.command()
-@click.option(
-    "--model",
-    show_default=DIGITS_MODEL,
-    help="A model's name; see `hpm-bench list`. Or hf:owner/name@revision, where `hpm-bench push` has published one.",
-)
-@click.option("--factory", help="Your own model: package.module:function that builds the untrained network.")
-@click.option("--name", help="Your model's name on its card; the factory's by default.")
-@click.option(
-    "--weights",
-    help="Your model's checkpoint: safetensors, or a torch file of tensors. Or, for any model, "
-    "hf:owner/name@revision[:file] on the Hugging Face Hub.",
-)
-@click.option("--head", help="Name of your model's last linear layer, if it cannot be found.")
-@click.option("--about", type=_path, help="JSON file on your model's origin: title, authors, link, license, ...")
-@click.option("--dataset", help="Which dataset; any name with --data.")
-@click.option(
-    "--data",
-    type=_path,
-    help="The dataset itself: .npz arrays, MNIST-style files, or class folders; or a folder of corrupted images.",
-)
-@_both_spellings("threat_model", help="Linf, L2 or corruptions.")
-@click.option("--eps", help="Budget in units of [0, 1], as 8/255 or 0.031.")
-@_both_spellings("n_ex", type=click.IntRange(min=1), default=1000, help="Test images; at most all of them.")
+@subject_options
 @_both_spellings("batch_size", type=click.IntRange(min=1), default=250, help="Images an attack works on together.")
 @click.option(
     "--batching",
@@ -84,14 +62,10 @@ def cli(quiet: bool) -> None:
     help="How HPM is deployed; may be repeated. SOLO is always tried.",
 )
 @click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
-@click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of the definition, e.g. beta=0.3.")
-@_model_dir
-@_checksums
-@_allow_global
-@_data_dir
+@recipe_options(None)
+@control
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ...")
+@work_options
 @click.option(
     "--screen",
     type=click.Choice(["quick", "coupling"]),
@@ -113,14 +87,6 @@ def run(  # the options of one command
     /,
     form: str,
     model: str | None,
-    factory: str | None,
-    name: str | None,
-    weights: str | None,
-    head: str | None,
-    about: Path | None,
-    dataset: str | None,
-    threat_model: str | None,
-    eps: str | None,
     workers: int | None,
     verify: bool,
     **options: Any,
@@ -138,11 +104,10 @@ def run(  # the options of one command
     from hpm_robustbench.request import chosen_spec, run_options
     from hpm_robustbench.workers import default_workers, evaluate_together
 
-    asked: dict[str, Any] = {"dataset": dataset, "threat_model": threat_model, "eps": eps}
-    asked |= {"factory": factory, "weights": weights, "name": name, "head": head, "about": about}
+    asked = {key: options.pop(key) for key in OF_A_MODEL}
     chosen, ready = run_options(**options), None
     if model is not None and model.startswith("hf:"):
-        spec, chosen, ready = published(model, chosen, options["knobs"], **asked)
+        spec, chosen, ready = published(model, chosen, options["knobs"], recipe=options["recipe"], **asked)
     else:
         spec = chosen_spec(model, **asked)
     torch.set_num_threads(1)  # a sum's last bits depend on the threads; processes are the better parallelism anyway
@@ -188,6 +153,7 @@ def list_models(
         click.echo(render_specs(specs) if form == "human" else render_specs_markdown(specs))
 
 
+cli.add_command(finetune)
 cli.add_command(push)
 
 

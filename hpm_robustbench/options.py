@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 a_path = click.Path(path_type=Path)
@@ -21,6 +23,17 @@ def both_spellings(name: str, **settings: Any) -> Decorator:
 def format_of(*forms: str) -> Decorator:
     """An option with the forms in which a result can be printed, the default first."""
     return click.option("--format", "form", type=click.Choice(forms), default=forms[0], show_default=True)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which the help shows them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 output = click.option(
@@ -39,4 +52,57 @@ allow_global = click.option(
 )
 allow_license = click.option(
     "--allow-license", multiple=True, help="A licence that lets you publish where you are going to."
+)
+
+OF_A_MODEL = ("factory", "weights", "name", "head", "about", "dataset", "threat_model", "eps")
+"""What ``request.chosen_spec`` makes a spec of, beside the model's name."""
+subject_options = together(
+    click.option(
+        "--model",
+        show_default=DIGITS_MODEL,
+        help="A model's name; see `hpm-bench list`. Or, to run it, hf:owner/name@revision, where `hpm-bench push` has "
+        "published one.",
+    ),
+    click.option("--factory", help="Your own model: package.module:function that builds the untrained network."),
+    click.option("--name", help="Your model's name on its card; the factory's by default."),
+    click.option(
+        "--weights",
+        help="Your model's checkpoint: safetensors, or a torch file of tensors. Or, for any model, "
+        "hf:owner/name@revision[:file] on the Hugging Face Hub.",
+    ),
+    click.option("--head", help="Name of your model's last linear layer, if it cannot be found."),
+    click.option("--about", type=a_path, help="JSON file on your model's origin: title, authors, link, license, ..."),
+    click.option("--dataset", help="Which dataset; any name with --data."),
+    click.option(
+        "--data",
+        type=a_path,
+        help="The dataset itself: .npz arrays, MNIST-style files, or class folders; or a folder of corrupted images.",
+    ),
+    both_spellings("threat_model", help="Linf, L2 or corruptions."),
+    click.option("--eps", help="Budget in units of [0, 1], as 8/255 or 0.031."),
+    both_spellings("n_ex", type=click.IntRange(min=1), default=1000, help="Test images; at most all of them."),
+)
+
+
+def recipe_options(default: str | None) -> Decorator:
+    """What a fine-tuning is, under ``default`` if nobody says."""
+    return together(
+        click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of HPM, e.g. beta=0.3."),
+        click.option(
+            "--recipe", default=default, show_default=True, help="Fine-tune by prototypes, head or uniform-v1."
+        ),
+        click.option("--tune", multiple=True, metavar="KNOB=VALUE", help="A knob of the recipe, e.g. epochs=3."),
+    )
+
+
+control = click.option(
+    "--control", help="Fine-tune in HPM's place: fc, static, shuffled or leave-one-out; see `hpm-bench finetune`."
+)
+work_options = together(
+    model_dir,
+    checksums,
+    allow_global,
+    data_dir,
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ..."),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -54,6 +54,9 @@ from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.threat import Batching, Corruptions, Dataset, ThreatModel
+from hpm_robustbench.training.compute import Compute
+from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
+from hpm_robustbench.training.recipe import Control, Tuning
 from hpm_robustbench.weights import STRICT, Trust, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
@@ -79,12 +82,14 @@ class RunOptions:
         seed: of every random choice.
         device: where to compute, as torch names it.
         defence: the definition of HPM.
+        tuning: how the wrapped model is fine-tuned before; by default nothing is learned but class means and tau.
+        compute: how the machine is used for that.
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
         corruptions_data_dir: where corrupted images lie, see ``open_corrupted``; by default ``data`` or ``data_dir``.
         model_dir: where downloaded checkpoints lie; RobustBench's own folder will do.
         trust: what is believed of checkpoints from elsewhere.
-        output: holds ``runs/``, ``prototypes/`` and ``model_cards/``.
+        output: holds ``runs/``, ``prototypes/``, ``finetuned/`` and ``model_cards/``.
         screen: ``quick`` for a few attacks, ``coupling`` for what batch mates can do to each other under JOINT, or
             nothing for a trial that ends with a card.
         keep_images: keep the adversarial images beside the results, to be verified later.
@@ -98,6 +103,8 @@ class RunOptions:
     seed: int = 0
     device: str = "cpu"
     defence: HPMConfig = field(default_factory=HPMConfig)
+    tuning: Tuning | None = None
+    compute: Compute = field(default_factory=Compute)
     data: Path | None = None
     data_dir: Path = Path("data")
     corruptions_data_dir: Path | None = None
@@ -107,6 +114,13 @@ class RunOptions:
     screen: str | None = None
     keep_images: bool = False
     overwrite: bool = False
+
+    @property
+    def defence_facts(self) -> dict[str, Any]:
+        """The definition of HPM that stands trial, and how it was fine-tuned."""
+        if self.tuning is None:
+            return self.defence.to_json()
+        return {**self.tuning.defence(self.defence).to_json(), "tuning": self.tuning.to_json()}
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,32 @@ def prepare(
 
 
 def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Case:
+    start = _start(spec, options, model, source)
+    named, base, sha256 = spec, spec, start.weights_sha256
+    if options.tuning is not None:
+        named = spec.tuned(options.tuning.name)
+        base = named if options.tuning.control is Control.FC else spec
+        finetuned = _fine_tune(spec, start, options, options.tuning)
+        start = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning))
+    trials = _trials({"base": base, "hpm": named}, start, options)
+    if not (options.overwrite or options.screen):
+        _check_card(named, [plan for plan, _ in trials], sha256, options)
+    output, keep_images, is_screen = options.output, options.keep_images, bool(options.screen)
+    return Case(named, start.test, start.corrupted, trials, sha256, start.wrapped, output, keep_images, is_screen)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A model with HPM on it, before anything is fine-tuned, and its images."""
+
+    test: ExampleSet
+    corrupted: CorruptedSource | None
+    training: ExampleSet
+    wrapped: Wrapped
+    weights_sha256: tuple[str, ...]
+
+
+def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> _Start:
     device = _device(options.device)
     _check_screen(spec, options)
     source = source or _open_clean(spec, options)
@@ -207,11 +247,7 @@ def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | No
         wrapped, sha256 = model(device), spec.weights.sha256
     else:
         wrapped, sha256 = _wrapped(spec, options, model, training)
-    trials = _trials(spec, wrapped, training, test, _examples(test, corrupted), options)
-    if not (options.overwrite or options.screen):
-        _check_card(spec, [plan for plan, _ in trials], sha256, options)
-    output, keep_images, is_screen = options.output, options.keep_images, bool(options.screen)
-    return Case(spec, test, corrupted, trials, sha256, wrapped, output, keep_images, is_screen)
+    return _Start(test, corrupted, training, wrapped, sha256)
 
 
 def _wrapped(
@@ -234,6 +270,27 @@ def _wrapped(
     return wrapped, sha256
 
 
+def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -> list[Finetuned]:
+    """Wrap a model and fine-tune it, each time anew from its own weights; what is finished already is read.
+
+    Args:
+        spec: which model, on which track.
+        options: how; ``n_ex`` says which test images a later trial takes, so that none of them is trained on.
+        tunings: the recipe, and its controls.
+
+    Raises:
+        HpmBenchError: see ``errors``; the same call continues where an earlier one was cut off.
+    """
+    with _full_precision_kernels():
+        start = _start(spec, options, None, None)
+        return [_fine_tune(spec, start, options, tuning) for tuning in tunings]
+
+
+def _fine_tune(spec: ModelSpec, start: _Start, options: RunOptions, tuning: Tuning) -> Finetuned:
+    folder = options.output / "finetuned"
+    return finetune_once(spec.name, start.wrapped, start.training, spec.threat, tuning, folder, options.compute)
+
+
 def _check_screen(spec: ModelSpec, options: RunOptions) -> None:
     if options.screen not in (None, *SCREENS):
         raise UnknownName("screen", str(options.screen), SCREENS)
@@ -248,7 +305,7 @@ def _check_screen(spec: ModelSpec, options: RunOptions) -> None:
 def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], weights_sha256: Sequence[str], options: RunOptions) -> None:
     trials = {plan.trial for plan in plans}
     path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
-    check_replaceable(path, trials, options.defence.to_json(), weights_sha256)
+    check_replaceable(path, trials, options.defence_facts, weights_sha256)
 
 
 def attack(case: Case, share: Share = WHOLE) -> None:
@@ -376,18 +433,17 @@ def _examples(test: ExampleSet, corrupted: CorruptedSource | None) -> Examples:
     return Examples(test.dataset.name, test.split, fingerprint, len(test))
 
 
-def _trials(
-    spec: ModelSpec, wrapped: Wrapped, training: ExampleSet, test: ExampleSet, examples: Examples, options: RunOptions
-) -> Sequence[tuple[BasePlan, Subject]]:
-    """The base model, then the HPM classifier at each batching, SOLO always included."""
+def _trials(specs: Mapping[str, ModelSpec], start: _Start, options: RunOptions) -> Sequence[tuple[BasePlan, Subject]]:
+    """The base model, then the HPM classifier at each batching, SOLO always included; ``specs`` by target."""
+    wrapped, examples = start.wrapped, _examples(start.test, start.corrupted)
     if options.screen == COUPLING:
-        return _coupling_trials(spec, wrapped, test, examples, options)
+        return _coupling_trials(specs["hpm"], wrapped, start.test, examples, options)
     base = Subject(wrapped.classifier, wrapped.base, "base")
-    trials = [(_plan(spec, base, Batching.SOLO, test, examples, options), base)]
+    trials = [(_plan(specs["base"], base, Batching.SOLO, start.test, examples, options), base)]
     for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
-        reference = _evenly_spaced(training, _REFERENCE_IMAGES) if batching is Batching.REFERENCE else None
+        reference = _evenly_spaced(start.training, _REFERENCE_IMAGES) if batching is Batching.REFERENCE else None
         hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
-        trials.append((_plan(spec, hpm, batching, test, examples, options), hpm))
+        trials.append((_plan(specs["hpm"], hpm, batching, start.test, examples, options), hpm))
     return trials
 
 
@@ -426,14 +482,15 @@ def _plan(
         "batching": batching,
         "examples": examples,
         "state_sha256": subject_sha256(subject, test),
-        "defence": options.defence.to_json() if subject.target == "hpm" else {},
+        "defence": options.defence_facts if subject.target == "hpm" else {},
         "software": _software(subject.device, reads_images=isinstance(spec.threat, Corruptions)),
         "seed": options.seed,
         "batch_size": batch_size,
     }
     if isinstance(spec.threat, ThreatModel):
         protocol = QUICK if options.screen else "standard" if subject.target == "base" else MSA
-        steps = find_protocol(protocol, subject.target, batching)
+        fine_tuned = options.tuning is not None and options.tuning.moves_fc
+        steps = find_protocol(protocol, subject.target, batching, fine_tuned)
         return Plan(threat=spec.threat, protocol=protocol, steps=steps, shard_size=batch_size, **shared)
     return CorruptionPlan(
         threat=spec.threat,

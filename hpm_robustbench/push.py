@@ -10,8 +10,6 @@ import click
 
 from hpm_robustbench import options
 
-_OF_A_MODEL = ("factory", "weights", "name", "head", "about", "dataset", "threat_model", "eps")
-
 
 @click.command()
 @click.option("--model", help="A model's name, as it was given to `hpm-bench run`.")
@@ -68,7 +66,7 @@ def push(  # the options of one command
     torch.set_num_threads(1)  # as when it was tried
     destination = Destination(repo, revision, private, create_pr)
     wish = Wish(repo, Batching(batching), include_backbone, tuple(allow_license))
-    model_asked = {key: asked.pop(key) for key in _OF_A_MODEL}
+    model_asked = {key: asked.pop(key) for key in options.OF_A_MODEL}
     with connections(allowed=not dry_run):
         spec = chosen_spec(model, **model_asked)
         publication = plan(spec, run_options(batching=[batching], knobs=(), **asked), wish)

@@ -13,6 +13,7 @@ from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.pipeline import RunOptions
 from hpm_robustbench.threat import Batching, Norm, Threat, parse_threat, parse_threat_name
+from hpm_robustbench.training.recipe import Tuning, find_control, find_recipe
 from hpm_robustbench.weights import Trust
 from hpm_robustbench.weights.hub import at_commits
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
@@ -160,15 +161,36 @@ def run_options(
     knobs: Sequence[str],
     checksums: Path | None = None,
     allow_global: Sequence[str] = (),
+    recipe: str | None = None,
+    control: str | None = None,
+    tune: Sequence[str] = (),
     **rest: Any,
 ) -> RunOptions:
-    """Options from their text forms; ``rest`` are RunOptions' own fields."""
+    """Options from their text forms; ``rest`` are RunOptions' own fields.
+
+    Raises:
+        UnknownName: no such knob, recipe or control.
+        UsageProblem: a value that a knob cannot have, or a control or knob of no recipe.
+    """
     return RunOptions(
         batchings=tuple(Batching(b) for b in dict.fromkeys(batching)),
         defence=_defence(knobs),
         trust=Trust(checksums, tuple(allow_global)),
+        tuning=_tuning(recipe, control, tune, rest.get("seed", RunOptions.seed)),
         **rest,
     )
+
+
+def _tuning(recipe: str | None, control: str | None, knobs: Sequence[str], seed: int) -> Tuning | None:
+    """A recipe with ``knob=value`` texts in place of its own values, perhaps as a control."""
+    if recipe is None:
+        if control is not None or knobs:
+            raise UsageProblem(
+                wanted="a recipe beside --control and --tune", got="none", next_step="add --recipe uniform-v1"
+            )
+        return None
+    changes = {name: text for name, _, text in (knob.partition("=") for knob in knobs)}
+    return Tuning(find_recipe(recipe).with_knobs(changes), None if control is None else find_control(control), seed)
 
 
 def _defence(knobs: Sequence[str]) -> HPMConfig:

@@ -76,7 +76,7 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
     bench = card.hpm_bench
     assert bench is not None
     solo, joint = bench.headline, bench.evaluation("hpm", Batching.JOINT)
-    defence: dict[str, Any] = bench.defence
+    defence: dict[str, Any] = bench.knobs
     return replace(
         options,
         n_ex=solo.n,

@@ -89,6 +89,22 @@ class Bench(Block):
     defence: dict[str, JsonValue]
     notes: dict[str, str]
 
+    @property
+    def tuning(self) -> dict[str, JsonValue]:
+        """How the classifier was fine-tuned: name, values, and the options that ask for it; empty if not at all."""
+        tuning = self.defence.get("tuning")
+        return tuning if isinstance(tuning, dict) else {}
+
+    @property
+    def untuned_id(self) -> str:
+        """The model's name before it was fine-tuned."""
+        return self.model_id.removesuffix(f"_{self.tuning['name']}") if self.tuning else self.model_id
+
+    @property
+    def knobs(self) -> dict[str, JsonValue]:
+        """The definition of HPM, without how it was fine-tuned."""
+        return {knob: value for knob, value in self.defence.items() if knob != "tuning"}
+
 
 class HpmBench(Bench):
     """Everything RobustBench's format has no key for. ``notes`` are sentences by topic, such as ``prototypes``."""

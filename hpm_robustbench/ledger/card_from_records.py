@@ -83,7 +83,7 @@ def check_subject(spec: ModelSpec, records: Sequence[RunRecord]) -> None:
     Raises:
         InvalidInput: they are not, or there is none.
     """
-    subjects = sorted({_subject(record) for record in records})
+    subjects = sorted({_subject(record, spec) for record in records})
     if len(subjects) != 1 or not subjects[0].startswith(f"{spec.name} on {spec.dataset},"):
         raise InvalidInput(
             wanted=f"finished runs of {spec.name} on {spec.dataset}, all on the same images and budget",
@@ -115,10 +115,12 @@ def _no_headline(wanted: str, records: Sequence[RunRecord]) -> InvalidInput:
     )
 
 
-def _subject(record: RunRecord) -> str:
+def _subject(record: RunRecord, spec: ModelSpec) -> str:
+    """What a run is about; the model before a fine-tuning counts, as a base, as the fine-tuned one's own."""
     plan, examples = record.plan, record.plan.examples
+    model = spec.name if (plan.target, plan.model) == ("base", spec.untuned_name) else plan.model
     images = f"{examples.n} images of {examples.split} ({examples.fingerprint[:12]})"
-    return f"{plan.model} on {examples.dataset}, {images}, {plan.threat}"
+    return f"{model} on {examples.dataset}, {images}, {plan.threat}"
 
 
 def card_of(spec: ModelSpec, bench: HpmBench | CorruptionBench) -> ModelCard:

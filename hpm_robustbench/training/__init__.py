@@ -10,7 +10,7 @@
     checkpoint  what a killed process continues from
     finetuned   the folder of a finished classifier          finetuned/<model>_<recipe>-<key>/
     curves      loss and accuracy by epoch, and their picture
-    command     hpm-bench finetune                           no torch
+    summary     what a terminal shows of it
 
 ``batches`` and ``draws`` say what comes when, ``optimiser`` how far a step goes, ``measure`` how good the classifier
 is by then, ``compute`` and ``memory`` what the machine allows.

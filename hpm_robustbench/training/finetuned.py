@@ -14,7 +14,7 @@ import json
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:
     )
     role = " The FC head that was trained alone takes the base model's place." if tuning.control is Control.FC else ""
     told = f"{wrapped.prototypes_from}; fine-tuned by {tuning.name}.{role}{measured} {' '.join(finetuned.reports)}"
-    return Wrapped(classifier, base, told.strip(), wrapped.about)
+    return replace(wrapped, classifier=classifier, base=base, prototypes_from=told.strip())
 
 
 def _lesson(wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, compute: Compute) -> Lesson:

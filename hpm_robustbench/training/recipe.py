@@ -158,7 +158,6 @@ RECIPES = {
     )
 }
 """S0: class means, nothing learned. S1: all but the backbone, on clean features. S2: a short full fine-tuning."""
-DEFAULT = "uniform-v1"
 
 
 def find_recipe(name: str) -> Recipe:
@@ -183,6 +182,18 @@ class Control(str, Enum):
     """C3: in training each image is put into the classes that another image of its batch was given by the FC head."""
     LEAVE_ONE_OUT = "leave-one-out"
     """C4: no image is a member of its own batch prototype."""
+
+
+def find_control(name: str) -> Control:
+    """The control of that name.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    known = [control.value for control in Control]
+    if name not in known:
+        raise UnknownName("control", name, known)
+    return Control(name)
 
 
 @dataclass(frozen=True)
@@ -211,6 +222,15 @@ class Tuning:
         """What changes; beta stays where the control says, and a control without HPM does not touch its parts."""
         kept = {Control.FC: ("tau", "beta"), Control.STATIC: ("beta",)}.get(self.control or Control.SHUFFLED, ())
         return tuple(part for part in self.recipe.learned if part not in kept)
+
+    def with_controls(self) -> list[Tuning]:
+        """This tuning, then every control of the same recipe and seed."""
+        return [replace(self, control=control) for control in (None, *Control)]
+
+    @property
+    def moves_fc(self) -> bool:
+        """Whether the FC head on its backbone is another model than the base model beside it."""
+        return self.control is not Control.FC and not {"backbone", "fc"}.isdisjoint(self.learned)
 
     @property
     def options(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Literal, TypeAlias
 
@@ -123,7 +123,7 @@ class ModelSpec:
     ``factory`` says how to build the bare network: ``python:package.module:function`` calls a function without
     arguments; ``robustbench:dataset/threat/name`` asks RobustBench. ``preprocessing`` names what is done to original
     images before the network sees them, see ``data.preprocessing``; None: nothing. ``n_params`` counts parameters, also
-    those that the network never uses.
+    those that the network never uses. ``tuning`` names how it was fine-tuned, and ends the name.
     """
 
     name: str
@@ -135,13 +135,23 @@ class ModelSpec:
     paper: Paper = field(default_factory=Paper)
     preprocessing: str | None = None
     n_params: int | None = None
+    tuning: str | None = None
 
     def __post_init__(self) -> None:
         check_name("model", self.name)
         check_name("dataset", self.dataset)
 
+    def tuned(self, tuning: str) -> ModelSpec:
+        """The same model fine-tuned, so that its card has a place of its own."""
+        return replace(self, name=f"{self.name}_{tuning}", tuning=tuning)
+
+    @property
+    def untuned_name(self) -> str:
+        """Its name before it was fine-tuned."""
+        return self.name if self.tuning is None else self.name.removesuffix(f"_{self.tuning}")
+
     @property
     def base_name(self) -> str:
-        """Its name in the catalog: without the budget that ``request.under`` adds for another threat model."""
+        """Its name in the catalog: untuned, without the budget that ``request.under`` adds for another threat model."""
         budget = self.threat.budget
-        return self.name.removesuffix(f"_eps{budget.replace('/', '-')}") if budget else self.name
+        return self.untuned_name.removesuffix(f"_eps{budget.replace('/', '-')}") if budget else self.untuned_name

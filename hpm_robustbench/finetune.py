@@ -1,0 +1,57 @@
+"""``hpm-bench finetune``: fine-tune by one recipe, and show how good the classifiers became."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from hpm_robustbench import options
+
+
+@click.command()
+@options.subject_options
+@options.recipe_options("uniform-v1")
+@click.option("--controls", is_flag=True, help="Train all four controls too, with the same budget, order and seed.")
+@options.work_options
+@click.option("--at-once", type=click.IntRange(min=1), help="Images in memory together; by default the whole batch.")
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile where it is measured to be faster.")
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Between two of them."
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch on a CPU.")
+@options.output
+@options.format_of("human", "json")
+def finetune(  # the options of one command
+    form: str,
+    model: str | None,
+    controls: bool,
+    at_once: int | None,
+    compiled: bool,
+    checkpoint_minutes: float,
+    threads: int,
+    **asked: Any,
+) -> None:
+    """Fine-tune a wrapped model by one recipe, and its controls.
+
+    The same command continues an interrupted training. `hpm-bench run` with the same --recipe puts the result on trial.
+    """
+    import torch
+
+    from hpm_robustbench.pipeline import fine_tune
+    from hpm_robustbench.request import chosen_spec, run_options
+    from hpm_robustbench.training.compute import Compute
+    from hpm_robustbench.training.summary import facts_of, render_finetuned
+
+    torch.set_num_threads(threads)  # a sum's last bits depend on it
+    spec = chosen_spec(model, **{key: asked.pop(key) for key in options.OF_A_MODEL})
+    compute = Compute(at_once, compiled, 60 * checkpoint_minutes)
+    chosen = run_options(batching=(), compute=compute, **asked)
+    assert chosen.tuning is not None
+    tunings = chosen.tuning.with_controls() if controls else [chosen.tuning]
+    finished = dict(zip(tunings, fine_tune(spec, chosen, tunings), strict=True))
+    if form == "json":
+        click.echo(json.dumps([facts_of(tuning, finetuned) for tuning, finetuned in finished.items()], indent=1))
+    else:
+        click.echo(render_finetuned(finished))

@@ -1,0 +1,39 @@
+"""What a terminal shows of finished fine-tunings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpm_robustbench.report import render_table
+from hpm_robustbench.training.finetuned import Finetuned
+from hpm_robustbench.training.recipe import Tuning
+
+
+def facts_of(tuning: Tuning, finetuned: Finetuned) -> dict[str, Any]:
+    """One fine-tuning as plain JSON values."""
+    return {
+        "name": tuning.name,
+        "folder": str(finetuned.folder),
+        "curves": [point.to_json() for point in finetuned.curves],
+        "reports": list(finetuned.reports),
+    }
+
+
+def render_finetuned(finished: Mapping[Tuning, Finetuned]) -> str:
+    """One line per fine-tuning, then what a reader should know, then where the classifiers lie."""
+    table = render_table(
+        ["fine-tuned by", "epochs", "loss", "clean %", "was", "under PGD %", "was"],
+        [_row(tuning, finetuned) for tuning, finetuned in finished.items()],
+    )
+    reports = [f"{tuning.name}: {report}" for tuning, done in finished.items() for report in done.reports]
+    folders = [f"{tuning.name}: {done.folder}" for tuning, done in finished.items()]
+    held_out = "Accuracies are those of held-out training images, each answered alone."
+    return "\n\n".join(filter(None, [table, "\n".join([held_out, *reports]), "\n".join(folders)]))
+
+
+def _row(tuning: Tuning, finetuned: Finetuned) -> list[str]:
+    first, last = finetuned.curves[0], finetuned.curves[-1]
+    loss = "-" if last.loss is None else f"{last.loss:.3f}"
+    shares = (last.clean, first.clean, last.robust, first.robust)
+    return [tuning.name, str(last.epoch), loss, *("-" if share is None else f"{100 * share:.2f}" for share in shares)]
