@@ -1,0 +1,149 @@
+"""What a step changes and what it leaves alone; that nothing but the recipe decides; that bad numbers stop it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hpm_robustbench.errors import Diverged
+from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training.checkpoint import read_saved
+from hpm_robustbench.training.loop import Lesson, Loop
+from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
+
+LINF = ThreatModel.parse("Linf", "0.1")
+
+
+def lesson(wrapped, digits, recipe, control=None, **rest) -> Lesson:
+    return Lesson(wrapped.classifier, digits, LINF, Tuning(recipe, control), **rest)
+
+
+def test_the_frozen_classifier_stays_as_it_is_and_the_result_is_frozen_and_alone(wrapped, digits, quick) -> None:
+    before = state_sha256(wrapped.classifier)
+    result = Loop(lesson(wrapped, digits, quick)).run()
+    assert state_sha256(wrapped.classifier) == before
+    assert result.classifier.batching is Batching.SOLO
+    assert not any(p.requires_grad for p in result.classifier.parameters())
+    shared = {p.data_ptr() for p in wrapped.classifier.parameters()} & {
+        p.data_ptr() for p in result.classifier.parameters()
+    }
+    assert not shared
+    assert [point.epoch for point in result.curves] == [0, 1, 2, 3]
+    assert result.curves[0].loss is None
+    assert all(point.loss is not None and 0 <= point.robust <= point.clean <= 1 for point in result.curves[1:])
+
+
+@pytest.mark.parametrize("control", [None, *Control])
+def test_exactly_what_a_recipe_names_is_learned(wrapped, digits, quick, control) -> None:
+    before = {name: tensor.clone() for name, tensor in wrapped.classifier.state_dict().items()}
+    tuning = Tuning(quick, control)
+    after = Loop(lesson(wrapped, digits, quick, control)).run().classifier.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("backbone") for name in changed)
+    assert "fc.weight" in changed
+    assert "prototypes" in changed
+    assert ("tau" in changed) == ("tau" in tuning.learned)
+    assert ("beta" in changed) == (control is Control.STATIC)
+    assert not any("running" in name or "num_batches" in name for name in changed)
+
+
+def test_the_head_recipe_runs_the_backbone_once_and_leaves_it_alone(wrapped, digits) -> None:
+    seen = []
+    wrapped.classifier.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    recipe = find_recipe("head").with_knobs({"epochs": 4, "batch_size": 32, "held_out": 0.0})
+    loop = Loop(lesson(wrapped, digits, recipe))
+    assert sum(seen) == len(digits)
+    result = loop.run()
+    assert sum(seen) == len(digits)
+    before, after = wrapped.classifier.state_dict(), result.classifier.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"fc.weight", "fc.bias", "tau", "beta"}
+    assert result.curves[-1].loss < result.curves[1].loss
+    assert bool(((after["beta"] >= 0) & (after["beta"] <= 1)).all())
+
+
+def test_nothing_learned_is_the_classifier_that_was_there(wrapped, digits) -> None:
+    result = Loop(lesson(wrapped, digits, find_recipe("prototypes"))).run()
+    assert state_sha256(result.classifier) == state_sha256(wrapped.classifier)
+    assert len(result.curves) == 1
+
+
+def test_prototypes_follow_the_features_by_true_label(wrapped, digits, quick) -> None:
+    recipe = quick.with_knobs({"attack_steps": 0, "shift": 0.0, "mirror": "never", "held_out": 0.0})
+    loop = Loop(lesson(wrapped, digits, recipe))
+    batch, before = loop.batches[0], loop.learner.classifier.prototypes.clone()
+    with torch.no_grad():
+        features = loop.learner.embed(batch.x).features
+    loop.step()
+    for label in range(10):
+        members = features[batch.labels == label]
+        wanted = 0.8 * before[label] + 0.2 * members.mean(dim=0) if len(members) else before[label]
+        torch.testing.assert_close(loop.learner.classifier.prototypes[label], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_every_control_sees_the_same_images_in_the_same_order(wrapped, digits, quick) -> None:
+    batches = [Loop(lesson(wrapped, digits, quick, control)).batches for control in (None, *Control)]
+    for step in (0, 1, 3, 5):
+        first = batches[0][step]
+        assert all(torch.equal(other[step].x, first.x) for other in batches)
+        assert all(torch.equal(other[step].labels, first.labels) for other in batches)
+    assert not torch.equal(batches[0][0].labels, batches[0][2].labels)
+
+
+def test_held_out_images_are_not_trained_on(wrapped, digits, quick) -> None:
+    learning, held = lesson(wrapped, digits, quick).rows()
+    assert len(held) == 16
+    assert sorted([*learning.tolist(), *held.tolist()]) == list(range(len(digits)))
+
+
+def test_running_out_of_memory_changes_no_more_than_rounding(wrapped, digits, quick) -> None:
+    cramped = Loop(lesson(wrapped, digits, quick))
+    embed = cramped.learner.classifier.embed
+
+    def small_device(x: torch.Tensor) -> object:
+        if len(x) > 20:
+            raise torch.OutOfMemoryError("no room for more than 20 images")
+        return embed(x)
+
+    cramped.learner.classifier.embed = small_device  # type: ignore[method-assign]
+    for _ in range(2):
+        cramped.step()
+    assert cramped.progress.at_once == 16
+    reference = Loop(lesson(wrapped, digits, quick))
+    for _ in range(2):
+        reference.step()
+    for one, other in zip(cramped.learner.parameters(), reference.learner.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(wrapped, digits, quick, tmp_path: Path) -> None:
+    loop = Loop(lesson(wrapped, digits, quick))
+    step = loop.step
+
+    def poisoned() -> None:
+        if loop.progress.step == 3:
+            with torch.no_grad():
+                next(loop.learner.classifier.fc.parameters()).fill_(float("nan"))
+        step()
+
+    loop.step = poisoned  # type: ignore[method-assign]
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Diverged, match=r"step 4 of 6.*nan.*learning_rate"):
+        loop.run(path, key="k", every=0)
+    saved = read_saved(path, "k")
+    assert saved is not None
+    assert saved.facts["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in saved.tensors.values())
+
+
+def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
+    with torch.no_grad():
+        bias = wrapped.classifier.fc.bias
+        assert isinstance(bias, nn.Parameter)
+        bias[4] = -1e3
+    result = Loop(lesson(wrapped, digits, quick.with_knobs({"learning_rate": 1e-6}))).run()
+    assert 4 in result.curves[-1].unsupported

@@ -1,0 +1,85 @@
+"""Recipes are values: changed ones are named apart, written ones can be asked for again, wrong ones are refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+
+from hpm_robustbench.errors import UnknownName, UsageProblem
+from hpm_robustbench.finetune import finetune
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.request import run_options
+from hpm_robustbench.training.recipe import RECIPES, Control, Recipe, Tuning, find_control, find_recipe
+
+
+def test_the_default_recipe_of_the_command_is_known() -> None:
+    default = next(option.default for option in finetune.params if option.name == "recipe")
+    assert find_recipe(str(default)).name == "uniform-v1"
+
+
+def test_every_knob_is_documented() -> None:
+    text = inspect.getdoc(Recipe) or ""
+    assert [knob for knob in Recipe.model_fields if f"{knob}: " not in text] == []
+
+
+def test_changed_values_change_the_name_and_equal_ones_do_not() -> None:
+    recipe = find_recipe("uniform-v1")
+    assert recipe.with_knobs({"epochs": "5"}) == recipe
+    names = {recipe.with_knobs({"epochs": str(n)}).name for n in (5, 6, 7)}
+    assert len(names) == 3
+    assert all(name.startswith("uniform-v1") for name in names)
+
+
+def test_the_options_of_a_tuning_ask_for_the_same_tuning() -> None:
+    knobs = {"epochs": "2", "loss": "trades", "learned": "fc,tau", "learning_rate": "0.05", "attack_view": "soft"}
+    for recipe in (*RECIPES.values(), find_recipe("head").with_knobs(knobs)):
+        for control in (None, *Control):
+            tuning = Tuning(recipe, control, 3)
+            words = tuning.options
+            pairs = list(zip(words[::2], words[1::2], strict=True))
+            asked = {flag: value for flag, value in pairs if flag != "--tune"}
+            again = run_options(
+                batching=(),
+                knobs=(),
+                recipe=asked["--recipe"],
+                control=asked.get("--control"),
+                tune=[value for flag, value in pairs if flag == "--tune"],
+                seed=3,
+            )
+            assert again.tuning == tuning
+            assert json.loads(json.dumps(tuning.to_json())) == tuning.to_json()
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("epochs", "-1"), ("loss", "mse"), ("learning_rate", "nan"), ("learned", "head"), ("batch_size", "many")],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(knob: str, value: str) -> None:
+    with pytest.raises(UsageProblem, match=f"{knob}.*--tune {knob}="):
+        find_recipe("uniform-v1").with_knobs({knob: value})
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="epochs"):
+        find_recipe("uniform-v1").with_knobs({"epoch": "1"})
+    with pytest.raises(UnknownName, match="uniform-v1"):
+        find_recipe("uniform")
+    with pytest.raises(UnknownName, match="static"):
+        find_control("statik")
+    with pytest.raises(UsageProblem, match="--recipe"):
+        run_options(batching=(), knobs=(), control="fc")
+
+
+def test_controls_change_what_the_method_says() -> None:
+    recipe = find_recipe("head")
+    config = HPMConfig()
+    assert Tuning(recipe, Control.STATIC).defence(config) == HPMConfig(beta=0.0)
+    assert Tuning(recipe, Control.LEAVE_ONE_OUT).defence(config) == HPMConfig(include_self=False)
+    assert {Tuning(recipe, c).defence(config) for c in (None, Control.FC, Control.SHUFFLED)} == {config}
+    assert Tuning(recipe, Control.FC).learned == ("fc",)
+    assert Tuning(recipe, Control.STATIC).learned == ("fc", "tau")
+    assert not Tuning(recipe, Control.FC).moves_fc
+    assert Tuning(recipe).moves_fc
+    assert not Tuning(find_recipe("prototypes")).moves_fc
