@@ -130,9 +130,15 @@ class Recipe(BaseModel):
                 got=f"{first['input']!r}: {first['msg']}",
                 next_step=f"write --tune {first['loc'][0]}={self.model_dump()[str(first['loc'][0])]}, for example",
             ) from error
-        if changed == self:
-            return self
-        return changed.model_copy(update={"name": _changed(self.name, changed)})
+        known = self.known
+        if changed.model_copy(update={"name": known.name}) == known:
+            return known
+        return changed.model_copy(update={"name": _changed(known.name, changed)})
+
+    @property
+    def known(self) -> Recipe:
+        """The recipe of ``RECIPES`` that this one is, or was made from."""
+        return next(r for r in RECIPES.values() if self.name in (r.name, _changed(r.name, self)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -235,8 +241,7 @@ class Tuning:
     @property
     def options(self) -> list[str]:
         """The command line options that stand for this recipe and control; the seed is the run's own."""
-        values = self.recipe.to_json()
-        named = next(r for r in RECIPES.values() if values["name"] in (r.name, _changed(r.name, self.recipe)))
+        values, named = self.recipe.to_json(), self.recipe.known
         changed = [knob for knob, value in named.to_json().items() if knob != "name" and value != values[knob]]
         control = [] if self.control is None else ["--control", self.control.value]
         knobs = [part for knob in changed for part in ("--tune", f"{knob}={_text(values[knob])}")]

@@ -29,6 +29,9 @@ def test_changed_values_change_the_name_and_equal_ones_do_not() -> None:
     assert recipe.with_knobs({"epochs": "5"}) == recipe
     names = {recipe.with_knobs({"epochs": str(n)}).name for n in (5, 6, 7)}
     assert len(names) == 3
+    twice = recipe.with_knobs({"epochs": "6"}).with_knobs({"shift": "0"})
+    assert twice == recipe.with_knobs({"shift": "0", "epochs": "6"})
+    assert twice.with_knobs({"shift": "0.125", "epochs": "5"}) == recipe
     assert all(name.startswith("uniform-v1") for name in names)
 
 

@@ -1,0 +1,80 @@
+"""``hpm-bench finetune`` as a person calls it: killed at random it ends with the same bytes; faults are told."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+QUICK = ("--tune", "epochs=4", "--tune", "attack_steps=2", "--tune", "batch_size=50", "--n-ex", "20")
+
+
+def arguments(place, output: Path, *more: str) -> list[str]:
+    own = ["--factory", "own:small", "--weights", place.weights, "--data", place.data, "--dataset", "digits"]
+    return ["finetune", *map(str, own), "--eps", "0.14", *QUICK, "--output", str(output), *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def start(place, output: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hpm_robustbench", *arguments(place, output, "--checkpoint-minutes", "0")]
+    return subprocess.Popen(command, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(output: Path, process: subprocess.Popen[str]) -> None:
+    """Until this process has written one of its own."""
+    began = time.time_ns()
+    while process.poll() is None:
+        if any(path.stat().st_mtime_ns > began for path in output.glob("finetuned/*/checkpoint.safetensors")):
+            return
+        time.sleep(0.005)
+
+
+def test_killed_at_random_moments_the_same_command_gives_the_same_bytes(place, hpm_bench, tmp_path: Path) -> None:
+    whole = hpm_bench(*arguments(place, tmp_path / "whole"))
+    assert whole.code == 0, whole.err
+    killed, moments = tmp_path / "killed", random.Random(0)
+    for _ in range(2):
+        process = start(place, killed)
+        wait_for_checkpoint(killed, process)
+        time.sleep(moments.uniform(0, 0.2))
+        assert process.poll() is None, "it was to be killed, and has finished before"
+        process.kill()
+        process.communicate()
+    last = hpm_bench(*arguments(place, killed))
+    assert last.code == 0, last.err
+    assert "continuing" in last.err
+    assert contents(killed) == contents(tmp_path / "whole")
+    assert not list(killed.glob("finetuned/*/checkpoint.safetensors"))
+
+
+def test_without_training_images_it_says_what_to_put_where(place, hpm_bench: Callable, tmp_path: Path) -> None:
+    with np.load(place.data) as arrays:
+        np.savez(tmp_path / "test.npz", x_test=arrays["x_test"], y_test=arrays["y_test"])
+    result = hpm_bench(*arguments(place, tmp_path, "--data", str(tmp_path / "test.npz")))
+    assert result.code == 2
+    assert "x_train and y_train" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_wrong_recipe_or_knob_is_told_at_once(place, hpm_bench: Callable, tmp_path: Path) -> None:
+    unknown = hpm_bench(*arguments(place, tmp_path, "--recipe", "uniform"))
+    assert unknown.code == 2
+    assert "uniform-v1" in unknown.err
+
+
+def test_the_result_is_printed_as_json(place, hpm_bench: Callable, tmp_path: Path) -> None:
+    result = hpm_bench(*arguments(place, tmp_path, "--recipe", "head", "--tune", "epochs=1", "--format", "json"))
+    assert result.code == 0, result.err
+    (told,) = json.loads(result.out)
+    assert Path(told["folder"], "classifier.json").is_file()
+    assert len(told["curves"]) == 2

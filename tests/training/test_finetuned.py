@@ -1,0 +1,145 @@
+"""A finished folder is found again, a damaged one is made again, and what cannot be trained is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.threat import Corruptions, ThreatModel
+from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on
+from hpm_robustbench.training.curves import render_curves
+from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
+from hpm_robustbench.training.loop import Lesson, Loop
+from hpm_robustbench.training.measure import Point
+from hpm_robustbench.training.recipe import Control, Tuning
+
+LINF = ThreatModel.parse("Linf", "0.1")
+
+
+def finetuned(wrapped, digits, tuning: Tuning, place: Path, threat=LINF) -> Finetuned:
+    return finetune_once("Small", wrapped, digits, threat, tuning, place, Compute())
+
+
+def test_a_second_call_reads_what_the_first_has_finished(wrapped, digits, quick, tmp_path: Path) -> None:
+    first = finetuned(wrapped, digits, Tuning(quick), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    second = finetuned(wrapped, digits, Tuning(quick), tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert state_sha256(second.classifier) == state_sha256(first.classifier)
+    assert second.curves == first.curves
+    assert sorted(path.name for path in first.folder.iterdir()) == [
+        "classifier.json",
+        "classifier.safetensors",
+        "curves.svg",
+    ]
+    facts = json.loads((first.folder / "classifier.json").read_text())
+    assert facts["tuning"] == Tuning(quick).to_json()
+    assert facts["images"]["trained_on"] + facts["images"]["held_out"] == len(digits)
+
+
+def test_what_a_result_depends_on_has_a_folder_of_its_own(wrapped, digits, quick, tmp_path: Path) -> None:
+    small = quick.with_knobs({"epochs": 1, "attack_steps": 0})
+    others = [Tuning(small), Tuning(small, seed=1), Tuning(small, Control.FC), Tuning(small.with_knobs({"shift": 0.0}))]
+    folders = [finetuned(wrapped, digits, tuning, tmp_path).folder for tuning in others]
+    folders.append(finetuned(wrapped, digits, others[0], tmp_path, ThreatModel.parse("Linf", "0.2")).folder)
+    folders.append(finetuned(wrapped, digits.head(150), others[0], tmp_path).folder)
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("damage", ["torn", "edited"])
+def test_a_damaged_classifier_is_said_and_made_again(
+    wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    tuning = Tuning(quick.with_knobs({"epochs": 1}))
+    path = finetuned(wrapped, digits, tuning, tmp_path).folder / "classifier.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-40] if damage == "torn" else good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    with caplog.at_level(logging.WARNING):
+        finetuned(wrapped, digits, tuning, tmp_path)
+    assert f"ignoring {path}" in caplog.text
+    assert path.read_bytes() == good
+
+
+def test_on_trial_the_original_model_stands_beside_hpm_and_the_tuned_one_beside_its_own_control(
+    wrapped, digits, quick, tmp_path: Path
+) -> None:
+    small = quick.with_knobs({"epochs": 1, "attack_steps": 0})
+    x = digits.images[:8]
+    for control in (None, Control.FC):
+        tuning = Tuning(small, control)
+        done = finetuned(wrapped, digits, tuning, tmp_path)
+        trial = on_trial(wrapped, done, tuning)
+        assert trial.classifier is done.classifier
+        assert torch.equal(trial.base(x), wrapped.base(x)) == (control is None)
+        assert torch.equal(trial.base(x), done.classifier.embed(x).logits) == (control is Control.FC)
+        assert "fine-tuned by" in trial.prototypes_from
+
+
+def test_lost_clean_accuracy_is_reported(wrapped, digits, quick, tmp_path: Path) -> None:
+    ruinous = quick.with_knobs({"learning_rate": 30.0, "max_gradient_norm": 100.0, "clean_bound": 0.01})
+    done = finetuned(wrapped, digits, Tuning(ruinous), tmp_path)
+    assert any("Clean accuracy fell" in report for report in done.reports)
+    assert "Clean accuracy fell" in on_trial(wrapped, done, Tuning(ruinous)).prototypes_from
+
+
+def test_training_images_that_are_not_there_are_named(wrapped, digits, quick, tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match=r"training images of digits.*x_train and y_train.*train/"):
+        finetuned(wrapped, replace(digits, split="test"), Tuning(quick), tmp_path)
+
+
+def test_a_threat_model_without_a_budget_is_refused(wrapped, digits, quick, tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match=r"norm and a budget.*--eps"):
+        finetuned(wrapped, digits, Tuning(quick), tmp_path, Corruptions())
+
+
+def test_the_picture_is_whole_xml_whatever_the_title_and_holds_every_curve() -> None:
+    points = [Point(0, None, 0.9, 0.5), Point(1, 1.5, 0.91, 0.6), Point(2, 1.0, 0.92, 0.7)]
+    picture = ElementTree.fromstring(render_curves(points, "<script>alert(1)</script> & \"'"))
+    tags = [element.tag.rpartition("}")[2] for element in picture.iter()]
+    assert tags.count("polyline") == 3
+    assert "script" not in tags
+    lone = ElementTree.fromstring(render_curves([Point(0)], "nothing measured"))
+    assert "polyline" not in [element.tag.rpartition("}")[2] for element in lone.iter()]
+
+
+def test_half_precision_leaves_prototypes_and_distances_whole(wrapped, digits, quick) -> None:
+    lesson = Lesson(wrapped.classifier, digits, LINF, Tuning(quick), torch.bfloat16)
+    loop = Loop(lesson)
+    seen = loop.learner.embed(digits.images[:8])
+    exact = wrapped.classifier.embed(digits.images[:8])
+    assert seen.features.dtype is torch.float32
+    assert not torch.equal(seen.features, exact.features)
+    torch.testing.assert_close(seen.features, exact.features, rtol=0.05, atol=0.1)
+    loop.step()
+    assert loop.learner.classifier.prototypes.dtype is torch.float32
+    assert loop.learner.answer(seen).dtype is torch.float32
+
+
+def test_a_device_without_the_units_trains_in_full_precision(quick, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = precision_on(torch.device("cpu"), quick)
+    assert found is (torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32)
+    assert ("training in float32" in caplog.text) == (found is torch.float32)
+    assert precision_on(torch.device("cpu"), quick.with_knobs({"precision": "float32"})) is torch.float32
+
+
+def test_a_backbone_that_cannot_be_compiled_stays_as_it_is(
+    wrapped, digits, quick, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    loop = Loop(Lesson(wrapped.classifier, digits, LINF, Tuning(quick)))
+    with caplog.at_level(logging.INFO):
+        assert not compile_if_faster(loop.learner, digits.images[:8])
+    assert "not compiled: no compiler here" in caplog.text
+    loop.step()
