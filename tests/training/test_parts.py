@@ -25,6 +25,8 @@ def objective_of(wrapped, digits, control=None, **knobs) -> tuple[Objective, tor
     classifier = trainable(wrapped.classifier, tuning.defence(wrapped.classifier.config))
     classifier.batching = Batching.JOINT
     learner = Learner(classifier, ("backbone", "fc", "tau", "beta"), torch.float32).double()
+    with torch.no_grad():
+        learner.log_tau.fill_(3.0)  # the fitted one is so small that the softmax of these few images is saturated
     lender = torch.randperm(32, generator=drawn(0, "shuffle", 0)) if control is Control.SHUFFLED else None
     return Objective(learner, tuning, digits.labels[:32], lender), digits.images[:32].double()
 
