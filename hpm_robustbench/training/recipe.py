@@ -130,10 +130,10 @@ class Recipe(BaseModel):
                 got=f"{first['input']!r}: {first['msg']}",
                 next_step=f"write --tune {first['loc'][0]}={self.model_dump()[str(first['loc'][0])]}, for example",
             ) from error
-        known = self.known
-        if changed.model_copy(update={"name": known.name}) == known:
-            return known
-        return changed.model_copy(update={"name": _changed(known.name, changed)})
+        origin = self.known
+        if changed.model_copy(update={"name": origin.name}) == origin:
+            return origin
+        return changed.model_copy(update={"name": _changed(origin.name, changed)})
 
     @property
     def known(self) -> Recipe:

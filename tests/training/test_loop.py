@@ -147,3 +147,24 @@ def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
         bias[4] = -1e3
     result = Loop(lesson(wrapped, digits, quick.with_knobs({"learning_rate": 1e-6}))).run()
     assert 4 in result.curves[-1].unsupported
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_a_loop_that_was_cut_off_continues_bit_for_bit(wrapped, digits, quick, tmp_path: Path, optimiser: str) -> None:
+    recipe = quick.with_knobs({"optimiser": optimiser})
+    whole = Loop(lesson(wrapped, digits, recipe)).run()
+    path = tmp_path / "checkpoint.safetensors"
+    first = Loop(lesson(wrapped, digits, recipe))
+    step = first.step
+
+    def cut_off() -> None:
+        if first.progress.step == 3:
+            raise KeyboardInterrupt
+        step()
+
+    first.step = cut_off  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first.run(path, key="k", every=0)
+    second = Loop(lesson(wrapped, digits, recipe)).run(path, key="k", every=1000)
+    assert state_sha256(second.classifier) == state_sha256(whole.classifier)
+    assert second.curves == whole.curves
