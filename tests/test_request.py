@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.request import find_spec, own_spec, spec_to_run
+from hpm_robustbench.request import find_spec, own_spec, run_options, spec_to_run
+from hpm_robustbench.training.recipe import Control
 
 
 def test_a_model_is_found_on_a_corruption_track() -> None:
@@ -44,6 +45,26 @@ def test_a_model_may_be_tried_under_a_threat_model_it_was_not_made_for(
     assert (asked.name, str(asked.threat)) == (name, threat)
     assert (asked.factory, asked.weights, asked.paper.clean_acc) == (home.factory, home.weights, home.paper.clean_acc)
     assert (asked.paper.autoattack_acc, asked.paper.corruptions_acc, asked.paper.reported) == (None, None, None)
+
+
+def test_a_fine_tuned_model_is_still_found_in_the_catalog() -> None:
+    asked = spec_to_run("Carmon2019Unlabeled", None, None, "4/255")
+    tuned = asked.tuned("uniform-v1")
+    assert tuned.name == "Carmon2019Unlabeled_eps4-255_uniform-v1"
+    assert (tuned.untuned_name, tuned.base_name) == (asked.name, "Carmon2019Unlabeled")
+    assert (asked.untuned_name, asked.base_name) == (asked.name, "Carmon2019Unlabeled")
+
+
+def test_a_recipe_is_read_with_its_knobs_and_never_guessed() -> None:
+    asked = {"batching": (), "knobs": ()}
+    assert run_options(**asked).tuning is None
+    options = run_options(**asked, recipe="uniform-v1", control="fc", tune=["epochs=2", "learned=fc,tau"], seed=3)
+    assert options.tuning is not None
+    assert (options.tuning.control, options.tuning.seed, options.tuning.recipe.epochs) == (Control.FC, 3, 2)
+    assert options.defence_facts["tuning"]["options"][:2] == ["--recipe", "uniform-v1"]
+    for alone in ({"control": "fc"}, {"tune": ["epochs=2"]}):
+        with pytest.raises(UsageProblem, match="add --recipe uniform-v1"):
+            run_options(**asked, **alone)
 
 
 def test_what_was_published_of_other_weights_is_not_said_of_these() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 QUICK = ("--tune", "epochs=4", "--tune", "attack_steps=2", "--tune", "batch_size=50", "--n-ex", "20")
 
@@ -39,6 +40,7 @@ def wait_for_checkpoint(output: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_same_command_gives_the_same_bytes(place, hpm_bench, tmp_path: Path) -> None:
     whole = hpm_bench(*arguments(place, tmp_path / "whole"))
     assert whole.code == 0, whole.err

@@ -119,8 +119,8 @@ def test_a_published_model_is_tried_on_the_same_road(case, hub, push, tmp_path):
     assert [plan.run_key for plan, _ in again.trials] == [plan.run_key for plan, _ in case.trials]
     assert again.weights_sha256 == case.weights_sha256
     assert again.wrapped.notes == {**case.wrapped.notes, "published": f"hf:{REPO}@{sent['commit']}"}
-    with pytest.raises(UsageProblem, match="--eps, --hpm beside it"):
-        published(f"hf:{REPO}@main", options, ("beta=0.1",), **{**of_nobody, "eps": "0.1"})
+    with pytest.raises(UsageProblem, match="--eps, --recipe, --hpm beside it"):
+        published(f"hf:{REPO}@main", options, ("beta=0.1",), **{**of_nobody, "eps": "0.1", "recipe": "head"})
 
 
 def test_the_page_tells_the_verdict_how_to_load_and_the_limits(push):
