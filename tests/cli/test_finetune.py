@@ -80,3 +80,19 @@ def test_the_result_is_printed_as_json(place, hpm_bench: Callable, tmp_path: Pat
     (told,) = json.loads(result.out)
     assert Path(told["folder"], "classifier.json").is_file()
     assert len(told["curves"]) == 2
+
+
+def test_a_fine_tuned_model_goes_to_trial_and_its_kept_images_are_judged_again(
+    place, hpm_bench: Callable, tmp_path: Path
+) -> None:
+    recipe = ("--recipe", "head", "--tune", "epochs=1", "--batching", "solo", "--output", str(tmp_path))
+    tried = hpm_bench(*place.run(*recipe, "--n-ex", "6", "--keep-images", "--format", "json"))
+    assert tried.code == 0, tried.err
+    bench = json.loads(tried.out)["hpm_bench"]
+    assert bench["base_model"] == "small"
+    assert bench["model_id"] == f"small_{bench['defence']['tuning']['name']}"
+    assert bench["defence"]["tuning"]["options"] == ["--recipe", "head", "--tune", "epochs=1"]
+    assert len(list(tmp_path.glob("finetuned/*/classifier.safetensors"))) == 1
+    again = hpm_bench(*place.run(*recipe, "--n-ex", "6", "--keep-images", "--verify", "--format", "json"))
+    assert again.code == 0, again.err
+    assert json.loads(again.out)

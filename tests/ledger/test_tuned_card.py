@@ -56,7 +56,7 @@ def test_its_page_tells_of_the_fine_tuning_and_no_other_page_does(tuned_card, ca
     build(tmp_path / "cards", tmp_path / "board")
     place = tmp_path / "board/cifar10/Linf"
     tuned = read_html(place / f"{tuned_card.hpm_bench.model_id}.html").text
-    assert f"Fine-tuning name = {TUNING.name} , control = static , seed = 0" in " ".join(tuned.split())
+    assert f"Fine-tuning control = static , name = {TUNING.name} , seed = 0" in " ".join(tuned.split())
     assert "HPM configuration beta = 0.0" in " ".join(tuned.split())
     assert "Fine-tuning" not in read_html(place / "resnet4b_linf2.html").text
 
