@@ -12,7 +12,7 @@ from hpm_robustbench.ledger.card_block import DOUBT, Target
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSummary, Threat
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
-from hpm_robustbench.ledger.indicators import black_box_wins, indicators
+from hpm_robustbench.ledger.indicators import black_box_wins, indicators, overstates
 from hpm_robustbench.ledger.plan import AUTOATTACK, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
@@ -182,7 +182,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         autoattack=autoattack,
         robust=Metric.of(record.standing()),
         batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
-        flags=[*record[CLEAN].flags, *_unconverged(record), *_diagnosed(record)],
+        flags=[*record[CLEAN].flags, *_overstated(record), *_unconverged(record), *_diagnosed(record)],
         steps=[_step(record, step) for step in plan.steps],
         **({"diagnostics": record.diagnostics} if record.diagnostics else {}),
     )
@@ -227,6 +227,14 @@ def _fooled(result: StepResult, before: Sequence[bool]) -> int | None:
     if not result.fooled:
         return None
     return sum(bool(fooled) and stood for fooled, stood in zip(result.fooled, before, strict=True))
+
+
+def _overstated(record: RunRecord) -> list[str]:
+    """Whether other attacks show that AutoAttack's number is too high."""
+    later = sum(record.standing(AUTOATTACK)) - sum(record.standing()) if record.has_autoattack else 0
+    if not overstates(later, record.n):
+        return []
+    return [f"{DOUBT}: other attacks broke {later} images that it had left standing"]
 
 
 def _unconverged(record: RunRecord) -> list[str]:

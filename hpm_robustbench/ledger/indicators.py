@@ -25,7 +25,7 @@ _SATURATED = 0.1
 
 
 _SQUARE_MARGIN = 0.002
-"""AutoAttack's own margin (``checks.check_square_sr``) for black box beating white box."""
+"""AutoAttack's own margin (``checks.check_square_sr``) for black box beating white box, and here for being beaten."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,16 @@ def black_box_wins(broken: int, backward: float, n: int) -> bool:
         n: images of the evaluation.
     """
     return not backward and broken > _SQUARE_MARGIN * n
+
+
+def overstates(later: int, n: int) -> bool:
+    """Whether other attacks broke more images that AutoAttack had left than its number may be off by.
+
+    Args:
+        later: images that they broke.
+        n: images of the evaluation.
+    """
+    return later > _SQUARE_MARGIN * n
 
 
 def of_transfers(steps: Sequence[tuple[int, int]], *, direct: bool) -> Indicator:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_block import DOUBT
 from hpm_robustbench.ledger.diagnostics import AtBudget, AtSteps, Diagnostics
-from hpm_robustbench.ledger.indicators import indicators, of_transfers
+from hpm_robustbench.ledger.indicators import indicators, of_transfers, overstates
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.model_card import ModelCard, build_card, read_card, write_card
 from hpm_robustbench.ledger.pages import render_model
@@ -168,13 +168,21 @@ def test_fooled_surrogates_are_a_doubt_only_where_nothing_attacks_the_target_its
     assert of_transfers([(5, 5)], direct=False).flag is None
 
 
-def test_a_step_of_msa_without_gradients_that_wins_is_told_but_casts_no_doubt_on_autoattack(spec, make_record):
+def test_what_other_attacks_break_casts_doubt_on_autoattack_and_is_said_once(spec, make_record):
     record = make_record(spec, "hpm", Batching.SOLO, clean=0.8, strengths=[*[0.1] * 3, 0.05, 0.05, 0.2, 0.2])
     blind = [replace(s, backward=0) if s.name == "apgd-t@base" else s for s in record.steps]
     card = build_card(spec, [replace(record, steps=tuple(blind))], n_classes=10)
     step = card.hpm_bench.headline.steps[5]
     assert step.flags == [f"Apgd-t broke {step.broken} images that the gradient attacks had left standing"]
-    assert not card.unreliable
+    later = sum(step.broken for step in card.hpm_bench.headline.steps if step.group != "autoattack")
+    doubts = [flag for flag in card.hpm_bench.headline.all_flags if "AutoAttack may be unreliable" in flag]
+    assert doubts == [f"AutoAttack may be unreliable: other attacks broke {later} images that it had left standing"]
+    assert card.unreliable
+
+
+def test_autoattack_may_be_off_by_its_own_margin():
+    assert not overstates(2, 1000)
+    assert overstates(3, 1000)
 
 
 def test_the_page_and_the_terminal_show_the_table(doubted):
