@@ -75,7 +75,7 @@ def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
     if weights is None:
         return spec
     found, own = at_commits(weights_from_text(weights)), spec.weights
-    other = replace(found, parts=own.parts, leftover=own.leftover)
+    other = replace(found, parts=own.parts, leftover=own.leftover, constants=own.constants)
     return replace(spec, weights=other, paper=_without(spec.paper, _OF_ONE_CHECKPOINT))
 
 

@@ -48,7 +48,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return _without_prefixes(_unwrap(content, path))
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, leftover: Sequence[str] = ()) -> None:
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    leftover: Sequence[str] = (),
+    constants: Sequence[str] = (),
+) -> None:
     """Put a state dict into a network, all of it or none.
 
     Only constants that the architecture brings along (normalisation buffers, BatchNorm's counters) may be missing.
@@ -60,13 +66,14 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, lefto
         state: as ``read_state_dict`` returns it; a prefix that was taken off is put back if the network wants it.
         source: where the state comes from, for the message.
         leftover: last parts of names that belong to training alone, see ``WeightsRef``.
+        constants: last parts of names that may be missing too, see ``WeightsRef``.
 
     Raises:
         IntegrityError: a tensor is missing, left over or of another shape.
     """
     state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in leftover}
-    problems = _misfits(module, state)
-    fitting = next((form for form in _forms(state) if not _misfits(module, form)), None)
+    problems = _misfits(module, state, constants)
+    fitting = next((form for form in _forms(state) if not _misfits(module, form, constants)), None)
     if fitting is None:
         raise IntegrityError(
             wanted=f"weights for {type(module).__name__} in {source}",
@@ -243,12 +250,12 @@ def _is_second_name(key: str, state: Mapping[str, Tensor], expected: Collection[
     return any(torch.equal(state[key], state[other]) for other in taken)
 
 
-def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+def _misfits(module: nn.Module, state: Mapping[str, Tensor], constants: Sequence[str]) -> list[str]:
     """In words, what keeps ``state`` from being the whole state of ``module``."""
     expected = module.state_dict()
     learned = dict(module.named_parameters(remove_duplicate=False))
-    constants = {key for key in expected if key.rpartition(".")[2] in _CONSTANTS and key not in learned}
-    missing = [key for key in expected if key not in state and key not in constants]
+    given = {key for key in expected if key.rpartition(".")[2] in (constants if key in learned else _CONSTANTS)}
+    missing = [key for key in expected if key not in state and key not in given]
     unexpected = [key for key in state if key not in expected and not _is_second_name(key, state, expected)]
     misshapen = [
         f"{key} {list(state[key].shape)} instead of {list(tensor.shape)}"

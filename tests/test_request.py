@@ -78,7 +78,8 @@ def test_what_was_published_of_other_weights_is_not_said_of_these() -> None:
 def test_other_weights_are_still_put_together_as_the_models_own() -> None:
     for name in ("Bai2024MixedNUTS", "Diffenderfer2021Winning_Binary"):
         home, asked = find_spec(name), find_spec(name, weights="mine.safetensors")
-        assert (asked.weights.parts, asked.weights.leftover) == (home.weights.parts, home.weights.leftover)
+        kept = ("parts", "leftover", "constants")
+        assert all(getattr(asked.weights, field) == getattr(home.weights, field) for field in kept)
 
 
 @pytest.mark.parametrize(

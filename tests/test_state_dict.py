@@ -135,6 +135,19 @@ def test_a_learned_mean_may_not_be_missing():
         load_into(net, {key: tensor for key, tensor in STATE.items() if key != "mean"}, "test")
 
 
+def test_a_mean_that_is_a_constant_in_spite_of_its_kind_may_be_missing_where_the_spec_says_so():
+    """As in the files of Bai2024MixedNUTS, whose BiT keeps its mean and deviation as parameters."""
+    net = Net()
+    del net.mean
+    net.mean = nn.Parameter(torch.full((2,), 0.5))
+    load_into(net, {key: tensor for key, tensor in STATE.items() if key != "mean"}, "test", constants=("mean",))
+    assert same(net.state_dict(), {**STATE, "mean": torch.full((2,), 0.5)})
+    with pytest.raises(IntegrityError, match=r"1 missing \(fc\.weight\)"):
+        load_into(
+            net, {key: tensor for key, tensor in STATE.items() if key != "fc.weight"}, "test", constants=("mean",)
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

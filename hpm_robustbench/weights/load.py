@@ -83,7 +83,7 @@ def fill(
     parts = _parts(model, reference)
     _check_covered(model, parts, reference)
     for part, state, source in zip(parts, states, sources, strict=True):
-        load_into(part, state, source, reference.leftover)
+        load_into(part, state, source, reference.leftover, reference.constants)
 
 
 def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hpm_robustbench.threat import Threat, parse_threat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
-from hpm_robustbench.zoo.special import head_rule, weights_leftover, weights_parts
+from hpm_robustbench.zoo.special import head_rule, weights_constants, weights_leftover, weights_parts
 
 INDEX = "robustbench.json"
 PUBLISHED_ONLY = "published_only.json"
@@ -90,6 +90,7 @@ def _spec(entry: Mapping[str, Any], kept: Mapping[str, Sequence[str]]) -> ModelS
             shared=shared,
             parts=weights_parts(f"{track}/{entry['name']}"),
             leftover=weights_leftover(f"{track}/{entry['name']}"),
+            constants=weights_constants(f"{track}/{entry['name']}"),
         )
     return ModelSpec(
         name=entry["name"],

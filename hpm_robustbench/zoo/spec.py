@@ -44,6 +44,8 @@ class WeightsRef:
     ``cifar10/Linf/Carmon2019Unlabeled.pt``; ``shared`` says for each file where it keeps the same one for other models.
     ``parts`` says for each file which part of the network it holds, where that is not an ensemble's member;
     ``leftover`` names tensors, by the last part of their names, that training left in a file and no network reads.
+    ``constants`` names parameters in the same way that the architecture sets itself and a file may lack, although
+    nothing but their maker's word tells them from learned ones.
     """
 
     source: str
@@ -53,6 +55,7 @@ class WeightsRef:
     shared: tuple[tuple[str, ...], ...] = ()
     parts: tuple[Part, ...] = ()
     leftover: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.source}:{','.join(self.locators)}"

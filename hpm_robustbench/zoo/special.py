@@ -1,7 +1,7 @@
 """How the models that do not end in one linear layer are put together and taken apart: ``special.json``.
 
 Its keys are ``dataset/threat/name``; ``parts`` says what each of several weights files holds, ``leftover`` what
-training left in them, the rest is a ``HeadRule``.
+training left in them, ``constants`` what they may lack, the rest is a ``HeadRule``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from hpm_robustbench.zoo.spec import HeadRule, Part
 
-_OF_WEIGHTS = ("parts", "leftover")
+_OF_WEIGHTS = ("parts", "leftover", "constants")
 
 
 def head_rule(key: str, path: str | None) -> HeadRule:
@@ -32,6 +32,11 @@ def weights_parts(key: str) -> tuple[Part, ...]:
 def weights_leftover(key: str) -> tuple[str, ...]:
     """What an entry's files hold beyond the network, by the last part of names; see ``WeightsRef``."""
     return tuple(_special().get(key, {}).get("leftover", ()))
+
+
+def weights_constants(key: str) -> tuple[str, ...]:
+    """What an entry's files may lack, by the last part of names; see ``WeightsRef``."""
+    return tuple(_special().get(key, {}).get("constants", ()))
 
 
 @lru_cache(maxsize=1)

@@ -124,7 +124,7 @@ def test_every_model_keeps_the_contract(spec: ModelSpec, folder: Path, request: 
 def _likeness(network: nn.Module, spec: ModelSpec) -> str:
     """Equal for two specs if the contract cannot tell them apart: but for learned values they are one network."""
     weights, written = spec.weights, io.BytesIO()
-    files = weights.source, len(weights.locators), weights.parts, weights.leftover, _leftovers(spec)
+    files = weights.source, len(weights.locators), weights.parts, weights.leftover, weights.constants, _leftovers(spec)
     try:
         _ButForValues(written).dump((spec.dataset, spec.preprocessing, spec.head, files, network))
     except (pickle.PicklingError, AttributeError, TypeError):  # holds a function without a name: like no other
