@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +19,9 @@ from hpm_robustbench import options
 @click.option("--private", is_flag=True, help="Only in a repository that not everybody can see.")
 @click.option("--create-pr", is_flag=True, help="Propose it instead of publishing it.")
 @click.option("--include-backbone", is_flag=True, help="Store the whole model, not only what its base lacks.")
+@click.option("--samples", metavar="OWNER/NAME", help="Publish what happened to each image too, as a dataset.")
+@click.option("--eval-dataset", metavar="OWNER/NAME:TASK", help="A benchmark on the Hub whose board is to show it.")
+@click.option("--sign", type=options.a_path, metavar="KEY", help="SSH key to sign the files with.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and open no connection.")
 @options.allow_license
 @click.option("--batching", type=click.Choice(["solo", "reference", "joint"]), default="solo", show_default=True)
@@ -46,6 +50,9 @@ def push(  # the options of one command
     private: bool,
     create_pr: bool,
     include_backbone: bool,
+    samples: str | None,
+    eval_dataset: str | None,
+    sign: Path | None,
     dry_run: bool,
     allow_license: Sequence[str],
     batching: str,
@@ -57,15 +64,19 @@ def push(  # the options of one command
     """
     import torch
 
-    from hpm_robustbench.hub.publish import Wish, plan
-    from hpm_robustbench.hub.remote import Destination, send
+    from hpm_robustbench.hub.eval_results import Benchmark
+    from hpm_robustbench.hub.publication import Wish
+    from hpm_robustbench.hub.publish import plan, send_publication
+    from hpm_robustbench.hub.remote import Destination
     from hpm_robustbench.request import chosen_spec, run_options
     from hpm_robustbench.threat import Batching
     from hpm_robustbench.weights.offline import connections
 
     torch.set_num_threads(1)  # as when it was tried
     destination = Destination(repo, revision, private, create_pr)
-    wish = Wish(repo, Batching(batching), include_backbone, tuple(allow_license))
+    benchmark = Benchmark.parse(eval_dataset) if eval_dataset else None
+    licences = tuple(allow_license)
+    wish = Wish(repo, Batching(batching), include_backbone, licences, samples, benchmark, sign)
     model_asked = {key: asked.pop(key) for key in options.OF_A_MODEL}
     with connections(allowed=not dry_run):
         spec = chosen_spec(model, **model_asked)
@@ -73,7 +84,7 @@ def push(  # the options of one command
     if dry_run:
         click.echo(json.dumps(publication.to_json(), indent=1) if form == "json" else publication.in_words())
         return
-    sent = send(publication.files, destination, f"Publish {spec.name} with HPM")
+    sent = send_publication(publication, destination, f"Publish {spec.name} with HPM")
     if form == "json":
         click.echo(json.dumps({**publication.to_json(), **sent._asdict()}, indent=1))
     else:

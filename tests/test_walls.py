@@ -87,7 +87,7 @@ def test_rooms_do_not_know_each_other(room: str, forbidden: tuple[str, ...]) -> 
         ("gdown", {"weights.web"}),
         ("requests", {"weights.web"}),
         ("filelock", {"weights.locks"}),
-        ("huggingface_hub", {"weights.hub", "hub.remote", "hub.metadata"}),
+        ("huggingface_hub", {"weights.hub", "weights.patience", "hub.remote", "hub.metadata", "hub.eval_results"}),
     ],
 )
 def test_foreign_houses_are_entered_by_one_door(library: str, allowed: set[str]) -> None:

@@ -16,7 +16,7 @@ from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.contents import contents
 from hpm_robustbench.hub.found import find
 from hpm_robustbench.hub.origin import Origin
-from hpm_robustbench.hub.publication import gather
+from hpm_robustbench.hub.publication import Wish, gather
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means, answer_in, restore
 from hpm_robustbench.ledger.atomic import write_atomic
@@ -111,5 +111,5 @@ class HPMClassifier(Defence):
         goal = Destination(destination) if isinstance(destination, str) else destination
         spec = self.origin.spec
         check_licences([replace(spec, paper=replace(spec.paper, license=card.hpm_bench.license))], licences)
-        made = gather(self, self.origin, card, repo=goal.repo, include_backbone=include_backbone, means=means)
+        made = gather(self, self.origin, card, Wish(goal.repo, include_backbone=include_backbone), means)
         return send(made.files, goal, f"Publish {spec.name} with HPM")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from hpm_robustbench.hub.description import LIBRARY
-from hpm_robustbench.ledger.card_bench import HpmBench
+from hpm_robustbench.ledger.card_bench import HpmBench, Samples
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
 from hpm_robustbench.ledger.card_schema import ModelCard
@@ -40,6 +40,18 @@ def front_matter(card: ModelCard, repo: str) -> str:
         metrics=["accuracy"],
         model_name=repo.rpartition("/")[2],
         eval_results=list(_results(card, bench)),
+    )
+    return str(data.to_yaml())
+
+
+def samples_front_matter(card: ModelCard, samples: Samples) -> str:
+    """YAML metadata of the dataset of a trial; its table is what the Hub's viewer shows."""
+    bench = card.hpm_bench
+    assert bench is not None
+    data = DatasetCardData(
+        pretty_name=f"{bench.model_id} with HPM, image by image",
+        tags=_tags(card, bench),
+        configs=[{"config_name": "default", "data_files": samples.file}],
     )
     return str(data.to_yaml())
 

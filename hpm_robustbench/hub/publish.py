@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hpm_robustbench.architectures import build
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hub.publication import Publication, compose
+from hpm_robustbench.hub.publication import Publication, Wish, compose
+from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means
+from hpm_robustbench.hub.samples import publish_samples
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
 from hpm_robustbench.pipeline import RunOptions, prepare
@@ -17,23 +19,6 @@ from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.licences import check_licences
 from hpm_robustbench.zoo.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a person wants published.
-
-    Attributes:
-        repo: where it goes.
-        batching: how the classifier is to answer.
-        include_backbone: store the whole model.
-        licences: further ones under which the caller may publish.
-    """
-
-    repo: str
-    batching: Batching = Batching.SOLO
-    include_backbone: bool = False
-    licences: tuple[str, ...] = ()
 
 
 def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
@@ -47,7 +32,7 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
     Raises:
         UsageProblem: it has no card, or its licence does not let anybody publish it.
         InvalidInput: the card tells of another model than the one that is here.
-        HpmBenchError: see ``pipeline.prepare`` and ``publication.compose``.
+        HpmBenchError: see ``pipeline.prepare``, ``publication.compose`` and ``publish_samples``.
     """
     card = _card(spec, options)
     assert card.hpm_bench is not None
@@ -56,7 +41,23 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
     known = any(other.factory == spec.factory for other in catalog().specs())
     network = None if known else build(spec)
     means = Means(options.model_dir, network, options.device, options.trust)
-    return compose(case, card, wish.batching, repo=wish.repo, include_backbone=wish.include_backbone, means=means)
+    if wish.samples is None:
+        return compose(case, card, wish, means)
+    samples, card = publish_samples(card, case.test.labels.tolist(), options.output / "runs", wish.samples)
+    return replace(compose(case, card, wish, means), samples=samples)
+
+
+def send_publication(publication: Publication, destination: Destination, message: str) -> Sent:
+    """Send a publication: first its dataset, so that nobody ever sees a model whose samples are missing.
+
+    Raises:
+        HpmBenchError: see ``remote.send``.
+    """
+    samples = publication.samples
+    if samples is not None:
+        goal = Destination(samples.repo, private=destination.private, kind="dataset", tag=samples.tag)
+        send(samples.files, goal, message)
+    return send(publication.files, destination, message)
 
 
 def _card(spec: ModelSpec, options: RunOptions) -> ModelCard:

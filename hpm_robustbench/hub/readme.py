@@ -9,24 +9,24 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpm_robustbench.hub.description import Description
-from hpm_robustbench.hub.metadata import front_matter
-from hpm_robustbench.ledger.card_bench import RULE, HpmBench, Verdict
+from hpm_robustbench.hub.metadata import front_matter, samples_front_matter
+from hpm_robustbench.ledger.card_bench import RULE, HpmBench, Samples, Verdict
 from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.markdown import cell
 from hpm_robustbench.ledger.pages import label, p_value, web_address
 
+PLOT = "robustness.svg"
 
-def render_pages(card: ModelCard, description: Description, repo: str) -> dict[str, bytes]:
-    """The pages of a model, by their names; equal models, equal bytes."""
+
+def render_pages(card: ModelCard, description: Description, repo: str, *, signed: bool = False) -> dict[str, bytes]:
+    """The pages of a model and its plot, by their names; equal models, equal bytes."""
     bench, base = card.hpm_bench, description.base
     assert bench is not None
     facts: dict[str, Any] = {
-        "card": card,
-        "bench": bench,
+        **_of_card(card),
         "repo": repo,
-        "headline": bench.headline,
-        "attacked": isinstance(bench, HpmBench),
+        "signed": signed,
         "verdicts": bench.verdicts if isinstance(bench, HpmBench) else [],
         "address": quote(web_address(card.link), safe=":/?#[]@!$&'*+,;=%-._~"),
         "contains": description.contains,
@@ -36,8 +36,24 @@ def render_pages(card: ModelCard, description: Description, repo: str) -> dict[s
         "weights": base.weights,
         "sha256": base.sha256,
     }
-    pages = {"README.md": {**facts, "front_matter": front_matter(card, repo).strip()}, "NOTICE": facts}
-    return {name: _environment().get_template(name).render(values).encode() for name, values in pages.items()}
+    pages = {"README.md": {**facts, "front_matter": front_matter(card, repo).strip()}, "NOTICE": facts, PLOT: facts}
+    return {name: _render(name, values) for name, values in pages.items()}
+
+
+def render_samples_page(card: ModelCard, samples: Samples) -> bytes:
+    """The page of the dataset that tells what happened to each image."""
+    head = samples_front_matter(card, samples).strip()
+    return _render("samples.md", {**_of_card(card), "samples": samples, "front_matter": head})
+
+
+def _of_card(card: ModelCard) -> dict[str, Any]:
+    bench = card.hpm_bench
+    assert bench is not None
+    return {"card": card, "bench": bench, "headline": bench.headline, "attacked": isinstance(bench, HpmBench)}
+
+
+def _render(name: str, facts: dict[str, Any]) -> bytes:
+    return _environment().get_template(name).render(facts).encode()
 
 
 def in_words(verdict: Verdict) -> str:
@@ -70,5 +86,5 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(cell=cell, label=label, p_value=p_value, in_words=in_words, line=one_line, code=code)
-    environment.globals.update(rule=RULE, notice=NOTICE)
+    environment.globals.update(rule=RULE, notice=NOTICE, plot=PLOT)
     return environment

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
 from huggingface_hub.hf_api import RepoFile
@@ -14,27 +14,33 @@ from huggingface_hub.hf_api import RepoFile
 from hpm_robustbench.errors import HpmBenchError, UploadFailed, UsageProblem
 from hpm_robustbench.hub.description import CONFIG, LIBRARY
 from hpm_robustbench.weights.hub import LOG_IN, in_one_line
+from hpm_robustbench.weights.patience import SILENCE, as_the_hub_asks, causes, pause_asked_for
 from hpm_robustbench.zoo.hub_file import HubFile
 
 CARD = "hpm_card.json"
+_PAGE = "README.md"
 _MAIN = "main"
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a model is published.
+    """Where a model, or a dataset that belongs to one, is published.
 
     Attributes:
         repo: ``owner/name``; made if it is not there.
         revision: branch; made if it is not there.
         private: only the owner may see the repository; one that everybody sees is refused.
         create_pr: propose the commit instead of making it.
+        kind: of the repository.
+        tag: a name that the commit gets, and that no other commit may have.
     """
 
     repo: str
     revision: str = _MAIN
     private: bool = False
     create_pr: bool = False
+    kind: Literal["model", "dataset"] = "model"
+    tag: str | None = None
 
     def __post_init__(self) -> None:
         HubFile.parse(f"{self.repo}@{self.revision}")
@@ -73,7 +79,7 @@ def send(files: Mapping[str, bytes], destination: Destination, message: str) -> 
         raise _failed(destination, "no token", LOG_IN)
     api = HfApi(library_name=LIBRARY, library_version=version(LIBRARY))
     try:
-        return _send(api, files, destination, message)
+        return as_the_hub_asks(lambda: _send(api, files, destination, message))
     except HpmBenchError:
         raise
     except Exception as error:  # the client raises its own errors and those of two HTTP libraries
@@ -81,11 +87,11 @@ def send(files: Mapping[str, bytes], destination: Destination, message: str) -> 
 
 
 def _send(api: HfApi, files: Mapping[str, bytes], destination: Destination, message: str) -> Sent:
-    repo, revision = destination.repo, destination.revision
-    api.create_repo(repo, private=destination.private or None, exist_ok=True)
+    repo, revision, kind = destination.repo, destination.revision, destination.kind
+    api.create_repo(repo, private=destination.private or None, exist_ok=True, repo_type=kind)
     if revision != _MAIN:
-        api.create_branch(repo, branch=revision, exist_ok=True)
-    head = api.model_info(repo, revision=revision)
+        api.create_branch(repo, branch=revision, exist_ok=True, repo_type=kind)
+    head = api.repo_info(repo, revision=revision, timeout=SILENCE, repo_type=kind)
     if destination.private and not head.private:
         raise UsageProblem(
             wanted=f"{repo} as a private repository",
@@ -93,30 +99,64 @@ def _send(api: HfApi, files: Mapping[str, bytes], destination: Destination, mess
             next_step="make it private in its settings, name another one, or leave --private out",
         )
     assert head.sha is not None
-    held = _held(api, repo, head.sha)
-    if CONFIG in held and CARD not in held:
-        raise UsageProblem(
-            wanted=f"{repo} new, or filled by hpm-bench push",
-            got=f"another model's {CONFIG}; nothing was sent",
-            next_step="name another repository",
-        )
+    held = _held(api, destination, head.sha)
+    _check_ours(held, files, destination)
     changed = {path: content for path, content in files.items() if held.get(path) not in _hashes(content)}
+    sent = _commit(api, changed, destination, message, head.sha)
+    if destination.tag is not None:
+        _tag(api, files, destination, sent.commit)
+    return sent
+
+
+def _commit(api: HfApi, changed: Mapping[str, bytes], destination: Destination, message: str, head: str) -> Sent:
     if not changed:
-        return Sent(head.sha, f"{api.endpoint}/{repo}/tree/{head.sha}", False)
+        folder = "datasets/" if destination.kind == "dataset" else ""
+        return Sent(head, f"{api.endpoint}/{folder}{destination.repo}/tree/{head}", False)
     made = api.create_commit(
-        repo,
+        destination.repo,
         [CommitOperationAdd(path, content) for path, content in changed.items()],
         commit_message=message,
-        revision=revision,
+        revision=destination.revision,
         create_pr=destination.create_pr,
-        parent_commit=head.sha,
+        parent_commit=head,
+        repo_type=destination.kind,
     )
     return Sent(made.oid, made.pr_url or made.commit_url, True)
 
 
-def _held(api: HfApi, repo: str, commit: str) -> dict[str, str]:
-    """Hash of each file at a commit: sha256 of large ones, git's of others."""
-    entries = api.list_repo_tree(repo, revision=commit, recursive=True)
+def _tag(api: HfApi, files: Mapping[str, bytes], destination: Destination, commit: str) -> None:
+    """Name the commit, or see that the one with that name holds the same data; its page may be an older one."""
+    repo, kind, tag = destination.repo, destination.kind, destination.tag
+    assert tag is not None
+    if tag not in {ref.name for ref in api.list_repo_refs(repo, repo_type=kind).tags}:
+        api.create_tag(repo, tag=tag, revision=commit, repo_type=kind, exist_ok=True)
+        return
+    held = _held(api, destination, tag)
+    if any(held.get(path) not in _hashes(content) for path, content in files.items() if path != _PAGE):
+        raise UsageProblem(
+            wanted=f"the tag {tag} of {repo} to name these very files",
+            got="one that somebody has given to others",
+            next_step="delete that tag, or name another repository",
+        )
+
+
+def _check_ours(held: Mapping[str, str], files: Mapping[str, bytes], destination: Destination) -> None:
+    """See that nobody's model or data are mixed with these."""
+    if destination.kind == "model":
+        strange = [CONFIG] if CONFIG in held and CARD not in held else []
+    else:
+        strange = sorted(held.keys() - files.keys() - {".gitattributes", _PAGE})
+    if strange:
+        raise UsageProblem(
+            wanted=f"{destination.repo} new, or filled by hpm-bench push",
+            got=f"another {destination.kind}'s {strange[0]}; nothing was sent",
+            next_step="name another repository",
+        )
+
+
+def _held(api: HfApi, destination: Destination, revision: str) -> dict[str, str]:
+    """Hash of each file at a revision: sha256 of large ones, git's of others."""
+    entries = api.list_repo_tree(destination.repo, revision=revision, recursive=True, repo_type=destination.kind)
     return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
 
 
@@ -134,14 +174,14 @@ def _failed(destination: Destination, got: str, next_step: str) -> UploadFailed:
 def _reason(error: Exception) -> tuple[str, str]:
     """What happened, and what to do."""
     again = "repeat the command; what was sent already is not sent again"
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return "offline mode", "connect, and unset HF_HUB_OFFLINE"
         response = getattr(cause, "response", None)
         if response is None:
             continue
         status, line = response.status_code, in_one_line(cause)
-        wait = response.headers.get("Retry-After")
+        wait = pause_asked_for(cause)
         known = {
             401: (f"a token that is not accepted ({status})", LOG_IN),
             403: (
@@ -155,13 +195,5 @@ def _reason(error: Exception) -> tuple[str, str]:
             429: (f"too many requests{f', to be made again in {wait} s' if wait else ''} ({status})", again),
         }
         return known.get(status, (line, f"{again}, later if it is the Hub's fault"))
-    *_, deepest = _causes(error)
+    *_, deepest = causes(error)
     return in_one_line(deepest), f"check the connection, and {again}"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the deepest answer of the Hub included."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__

@@ -74,10 +74,23 @@ class Weights(Block):
     sha256: list[Sha256]
 
 
+class Samples(Block):
+    """Where what happened to each image is published: a Parquet file with one row per image, in a dataset of the Hub.
+
+    ``revision`` is a tag that is named after the file's sha256.
+    """
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=193)]
+    revision: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=128)]
+    file: Annotated[str, Field(pattern=r"^[\w.-]+\.parquet$", max_length=140)]
+    sha256: Sha256
+    rows: Images
+
+
 class Bench(Block):
     """What every ``hpm_bench`` block tells: whose card it is, and what the defence was.
 
-    ``notes`` are sentences by topic, such as ``prototypes``.
+    ``notes`` are sentences by topic, such as ``prototypes``; ``samples`` are known of a published model.
     """
 
     schema_version: Literal["1.0"]
@@ -88,6 +101,7 @@ class Bench(Block):
     weights: Weights
     defence: dict[str, JsonValue]
     notes: dict[str, str]
+    samples: Samples | None = None
 
     @property
     def tuning(self) -> dict[str, JsonValue]:

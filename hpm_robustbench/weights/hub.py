@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, StorageProblem
 from hpm_robustbench.weights.offline import may_connect
+from hpm_robustbench.weights.patience import as_the_hub_asks, pause_asked_for
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
 
@@ -42,14 +43,16 @@ class Hub:
         from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only a download needs it
 
         try:
-            found = hf_hub_download(
-                file.repo,
-                file.file,
-                revision=file.revision,
-                endpoint=self.endpoint,
-                cache_dir=self.cache,
-                library_name="hpm-robustbench",
-                local_files_only=not may_connect(),
+            found = as_the_hub_asks(
+                lambda: hf_hub_download(
+                    file.repo,
+                    file.file,
+                    revision=file.revision,
+                    endpoint=self.endpoint,
+                    cache_dir=self.cache,
+                    library_name="hpm-robustbench",
+                    local_files_only=not may_connect(),
+                )
             )
         except Exception as error:  # the client raises its own errors and those of two HTTP libraries
             raise _explained(file, error) from None  # a chained message could repeat a token
@@ -109,6 +112,8 @@ def _reason(file: HubFile, error: Exception) -> tuple[str, str]:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the Hub did answer
+    if (pause := pause_asked_for(error)) is not None:
+        return f"too many requests, to be made again in {pause} s (429)", "repeat the command then"
     known: list[tuple[type[Exception], str, str]] = [
         (
             errors.GatedRepoError,
@@ -128,7 +133,7 @@ def _reason(file: HubFile, error: Exception) -> tuple[str, str]:
     ]
     return next(
         ((got, next_step) for kind, got, next_step in known if isinstance(error, kind)),
-        (in_one_line(error), "try again later"),
+        (in_one_line(error), "check the connection, and repeat the command"),
     )
 
 

@@ -1,7 +1,13 @@
 """A Hugging Face Hub on the loopback: repositories with commits and branches over HTTP, and faults when wanted.
 
 It speaks what ``huggingface_hub`` asks for to create, upload, list and download, as the Hub's API and git-lfs's batch
-protocol document it. Files of at least ``LARGE`` bytes, and all safetensors, go through large file storage.
+protocol document it. Files of at least ``LARGE`` bytes, and all safetensors and Parquet files, go through large file
+storage. Datasets lie beside models, under ``datasets/``. It offers no Xet storage.
+
+    python loopback_hub.py STATE TOKEN OWNER [PORT STOP_AT]
+
+serves in a process of its own, which says its address, then each request; it forgets nothing that it has answered, and
+stops in the middle of the first request that ``STOP_AT`` matches, until it is killed.
 """
 
 from __future__ import annotations
@@ -9,14 +15,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import pickle
 import random
 import re
+import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = 1 << 20
@@ -46,12 +55,13 @@ class Blob:
 
 @dataclass
 class Repository:
-    """Commits by their hash, each with all of its files, and the branches that name some."""
+    """Commits by their hash, each with all of its files, and the branches and tags that name some."""
 
     private: bool = False
     gated: bool = False
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, files: dict[str, Blob], message: str) -> str:
@@ -63,7 +73,8 @@ class Repository:
         return sha
 
     def find(self, revision: str) -> str | None:
-        return self.branches.get(revision) or (revision if revision in self.commits else None)
+        named = self.branches.get(revision) or self.tags.get(revision)
+        return named or (revision if revision in self.commits else None)
 
 
 @dataclass
@@ -71,7 +82,7 @@ class Fault:
     """What goes wrong with the next ``times`` requests whose method and path match.
 
     ``status`` 0 hangs up without an answer; ``cut`` ends the body early; ``flip`` changes its last byte; ``delay`` is
-    waited first; ``after`` does what was asked and then hangs up.
+    waited first, unless the Hub closes; ``after`` does what was asked and then hangs up.
     """
 
     match: str
@@ -105,12 +116,18 @@ class Asked:
 
 
 class LoopbackHub:
-    """The Hub. ``tokens`` maps those that are accepted to the names that they may write to; empty reads only."""
+    """The Hub. ``tokens`` maps those that are accepted to the names that they may write to; empty reads only.
 
-    def __init__(self, tokens: dict[str, set[str]]) -> None:
-        self.tokens = tokens
+    ``state`` is a file that outlives it. ``arriving`` is called with a request whose body is still to be read.
+    """
+
+    def __init__(self, tokens: dict[str, set[str]], port: int = 0, state: Path | None = None) -> None:
+        self.tokens, self.state, self.closing = tokens, state, threading.Event()
         self.repositories: dict[str, Repository] = {}
         self.storage: dict[str, bytes] = {}
+        if state is not None and state.exists():
+            self.repositories, self.storage = pickle.loads(state.read_bytes())
+        self.arriving: Callable[[BaseHTTPRequestHandler], object] = lambda _handler: None
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.failing, self.chance = 0.0, random.Random(0)
@@ -121,6 +138,7 @@ class LoopbackHub:
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
+                hub.arriving(self)
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if self.headers.get("Transfer-Encoding") == "chunked":
                     body = b"".join(self._chunks())
@@ -137,13 +155,14 @@ class LoopbackHub:
             def log_message(self, *_args: object) -> None:
                 """Keep the test's output clean."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
     def close(self) -> None:
+        self.closing.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -159,7 +178,7 @@ class LoopbackHub:
             self.asked.append(asked)
             fault = self._fault(asked)
         if fault is not None:
-            time.sleep(fault.delay)
+            self.closing.wait(fault.delay)
             if fault.status == 0:
                 handler.close_connection = True
                 return
@@ -169,12 +188,20 @@ class LoopbackHub:
         try:
             with self.lock:
                 status, body, headers = self._route(asked)
+                self._remember(asked)
         except Refusal as refusal:
             status, body, headers = refusal.status, refusal.body, refusal.headers
         if fault is not None and fault.after:
             handler.close_connection = True
             return
         self._send(handler, status, body, headers, fault)
+
+    def _remember(self, asked: Asked) -> None:
+        """Put down all that there is, whole or not at all, before anybody is told of it."""
+        if self.state is not None and asked.method in ("POST", "PUT"):
+            new = self.state.with_suffix(".new")
+            new.write_bytes(pickle.dumps((self.repositories, self.storage)))
+            new.replace(self.state)
 
     def _fault(self, asked: Asked) -> Fault | None:
         if self.failing and self.chance.random() < self.failing:
@@ -205,7 +232,7 @@ class LoopbackHub:
                 handler.wfile.write(body)
 
     def _route(self, asked: Asked) -> tuple[int, bytes, dict[str, str]]:
-        url = urlsplit(asked.path)
+        url = urlsplit(asked.path.replace("/api/models/", "/api/", 1))
         for pattern, answer in self._routes.items():
             method, _, path = pattern.partition(" ")
             found = re.fullmatch(path, url.path)
@@ -235,7 +262,7 @@ class LoopbackHub:
 
     def _repository(self, asked: Asked, repo: str) -> Repository:
         names, found = self._names(asked), self.repositories.get(repo)
-        hidden = found is None or (found.private and repo.split("/", maxsplit=1)[0] not in (names or ()))
+        hidden = found is None or (found.private and repo.split("/")[-2] not in (names or ()))
         if hidden:
             raise Refusal(404 if names is not None else 401, "RepoNotFound", "Repository not found")
         assert found is not None
@@ -260,22 +287,32 @@ class LoopbackHub:
         wanted = json.loads(asked.body)
         owner = wanted.get("organization") or min(self._names(asked) or {"nobody"})
         self._writer(asked, owner)
-        repo = f"{owner}/{wanted['name']}"
+        kind = wanted.get("type") or "model"
+        repo = f"{'datasets/' if kind == 'dataset' else ''}{owner}/{wanted['name']}"
         if repo in self.repositories:
-            raise Refusal(409, message="You already created this model repo", url=f"{self.address}/{repo}")
+            raise Refusal(409, message=f"You already created this {kind} repo", url=f"{self.address}/{repo}")
         made = Repository(private=wanted.get("private", wanted.get("visibility") == "private"))
         made.commit("main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)}, "initial commit")
         self.repositories[repo] = made
         return {"url": f"{self.address}/{repo}", "name": repo}
 
     def _branch(self, asked: Asked, _query: object, repo: str, branch: str) -> object:
-        self._writer(asked, repo.split("/", maxsplit=1)[0])
+        self._writer(asked, repo.split("/")[-2])
         repository = self._repository(asked, repo)
         if branch in repository.branches:
             raise Refusal(409, message="Reference already exists")
         start = json.loads(asked.body or b"{}").get("startingPoint", "main")
         commit, _ = self._files(asked, repo, start)
         repository.branches[branch] = commit
+        return {}
+
+    def _tag(self, asked: Asked, _query: object, repo: str, revision: str) -> object:
+        self._writer(asked, repo.split("/")[-2])
+        commit, _ = self._files(asked, repo, revision)
+        tag, tags = json.loads(asked.body)["tag"], self.repositories[repo].tags
+        if tag in tags:
+            raise Refusal(409, message="Tag reference exists already")
+        tags[tag] = commit
         return {}
 
     def _yaml(self, asked: Asked, _query: object) -> object:
@@ -285,7 +322,7 @@ class LoopbackHub:
         return (200 if good else 400), json.dumps({"errors": errors, "warnings": []}).encode(), {}
 
     def _preupload(self, asked: Asked, _query: object, repo: str, revision: str) -> object:
-        self._writer(asked, repo.split("/", maxsplit=1)[0])
+        self._writer(asked, repo.split("/")[-2])
         _, held = self._files(asked, repo, revision)
         return {
             "files": [
@@ -301,10 +338,10 @@ class LoopbackHub:
 
     @staticmethod
     def _is_large(file: dict[str, object]) -> bool:
-        return str(file["path"]).endswith(".safetensors") or int(str(file["size"])) >= LARGE
+        return str(file["path"]).endswith((".safetensors", ".parquet")) or int(str(file["size"])) >= LARGE
 
     def _lfs_batch(self, asked: Asked, _query: object, repo: str) -> object:
-        self._writer(asked, repo.split("/", maxsplit=1)[0])
+        self._writer(asked, repo.split("/")[-2])
         wanted = json.loads(asked.body)
         assert (wanted["operation"], wanted["hash_algo"]) == ("upload", "sha256")
         objects = []
@@ -327,7 +364,7 @@ class LoopbackHub:
         return {}
 
     def _commit(self, asked: Asked, query: dict[str, list[str]], repo: str, revision: str) -> object:
-        self._writer(asked, repo.split("/", maxsplit=1)[0])
+        self._writer(asked, repo.split("/")[-2])
         repository = self._repository(asked, repo)
         base, held = self._files(asked, repo, revision)
         lines = [json.loads(line) for line in asked.body.splitlines() if line.strip()]
@@ -357,9 +394,9 @@ class LoopbackHub:
 
     def _info(self, asked: Asked, _query: object, repo: str, revision: str = "main") -> object:
         commit, files = self._files(asked, repo, revision)
-        about = self.repositories[repo]
+        about, name = self.repositories[repo], repo.removeprefix("datasets/")
         siblings = [{"rfilename": path} for path in sorted(files)]
-        facts = {"id": repo, "modelId": repo, "sha": commit, "private": about.private, "gated": about.gated}
+        facts = {"id": name, "modelId": name, "sha": commit, "private": about.private, "gated": about.gated}
         return {**facts, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
 
     def _tree(self, asked: Asked, _query: object, repo: str, revision: str) -> object:
@@ -380,9 +417,12 @@ class LoopbackHub:
         return {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 127}
 
     def _refs(self, asked: Asked, _query: object, repo: str) -> object:
-        branches = self._repository(asked, repo).branches.items()
-        told = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in branches]
-        return {"branches": told, "tags": [], "converts": []}
+        found = self._repository(asked, repo)
+
+        def told(folder: str, names: dict[str, str]) -> list[dict[str, str]]:
+            return [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": sha} for name, sha in names.items()]
+
+        return {"branches": told("heads", found.branches), "tags": told("tags", found.tags), "converts": []}
 
     def _resolve(self, asked: Asked, _query: object, repo: str, revision: str, path: str) -> object:
         commit, files = self._files(asked, repo, revision)
@@ -397,20 +437,43 @@ class LoopbackHub:
         start, size = int(asked_from[1]), len(blob.content)
         return 206, blob.content[start:], {**known, "Content-Range": f"bytes {start}-{size - 1}/{size}"}
 
-    _repo, _rev = r"([\w.-]+/[\w.-]+)", r"([^/]+)"
+    _repo, _rev = r"((?:datasets/)?[\w.-]+/[\w.-]+)", r"([^/]+)"
     _routes = {  # noqa: RUF012 - never changed
         "GET /api/whoami-v2": _whoami,
         "POST /api/repos/create": _create,
         "POST /api/validate-yaml": _yaml,
-        f"POST /api/models/{_repo}/branch/{_rev}": _branch,
-        f"POST /api/models/{_repo}/preupload/{_rev}": _preupload,
-        f"POST /api/models/{_repo}/commit/{_rev}": _commit,
+        f"POST /api/{_repo}/branch/{_rev}": _branch,
+        f"POST /api/{_repo}/tag/{_rev}": _tag,
+        f"POST /api/{_repo}/preupload/{_rev}": _preupload,
+        f"POST /api/{_repo}/commit/{_rev}": _commit,
         rf"POST /{_repo}\.git/info/lfs/objects/batch": _lfs_batch,
         "PUT /storage/([0-9a-f]{64})": _store,
         "POST /storage/([0-9a-f]{64})/verify": _verify,
-        f"GET /api/models/{_repo}": _info,
-        f"GET /api/models/{_repo}/revision/{_rev}": _info,
-        f"GET /api/models/{_repo}/tree/{_rev}": _tree,
-        f"GET /api/models/{_repo}/refs": _refs,
+        f"GET /api/{_repo}": _info,
+        f"GET /api/{_repo}/revision/{_rev}": _info,
+        f"GET /api/{_repo}/tree/{_rev}": _tree,
+        f"GET /api/{_repo}/refs": _refs,
         f"GET|HEAD /{_repo}/resolve/{_rev}/(.+)": _resolve,
     }
+
+
+def _tell(stop_at: str, handler: BaseHTTPRequestHandler) -> None:
+    line = f"{handler.command} {unquote(handler.path)}"
+    print(line, flush=True)
+    if stop_at and re.search(stop_at, line):
+        handler.rfile.read(int(handler.headers.get("Content-Length") or 2) // 2)
+        print("stopped", flush=True)
+        threading.Event().wait()
+
+
+def main(state: str, token: str, owner: str, port: str = "0", stop_at: str = "") -> None:
+    """Serve until killed; see the top of this file."""
+    hub = LoopbackHub({token: {owner}}, int(port), Path(state))
+    print(hub.address, flush=True)
+    hub.arriving = partial(_tell, stop_at)
+
+
+if __name__ == "__main__":
+    import loopback_hub  # under its own name, so that others can read its state
+
+    loopback_hub.main(*sys.argv[1:])

@@ -25,7 +25,7 @@ from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
 
 CARD = Path("digits/Linf") / f"{DIGITS_MODEL}.json"
 REPO = "me/hpm-digits"
-FILES = {"NOTICE", "README.md", "config.json", "hpm_card.json", "model.safetensors"}
+FILES = {"NOTICE", "README.md", "config.json", "hpm_card.json", "model.safetensors", "robustness.svg"}
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +187,72 @@ def test_only_what_was_tried_is_published(output, push, hub):
 
 
 @pytest.mark.parametrize(
-    ("file", "fault"), [("config.json", "flip"), ("model.safetensors", "flip"), ("model.safetensors", "cut")]
+    ("file", "fault", "error"),
+    [
+        ("config.json", "flip", IntegrityError),
+        ("model.safetensors", "flip", IntegrityError),
+        ("model.safetensors", "cut", DownloadFailed),
+    ],
 )
-def test_a_file_damaged_on_its_way_is_not_kept(file, fault, hub, push, loopback):
+def test_a_file_damaged_on_its_way_is_not_kept(file, fault, error, hub, push, loopback, tmp_path):
     push()
     hub.faults = [loopback.Fault(f"GET .*/{file}", times=99, **{fault: True})]
-    with pytest.raises((IntegrityError, DownloadFailed)):
+    with pytest.raises(error) as caught:
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
+    assert caught.value.exit_code == {IntegrityError: 4, DownloadFailed: 3}[error]
+    assert not list((tmp_path / "cache").rglob(file))
+    hub.faults = []
+    assert hpm_robustbench.HPMClassifier.from_pretrained(REPO).config.beta == 0.5
+
+
+def test_tensors_that_are_not_those_described_are_refused_and_leave_the_cache_valid(hub, push, loopback):
+    good = json.loads(push("--format", "json").stdout)["commit"]
+    files = hub.repositories[REPO].commits[good]
+    stored = files["model.safetensors"].content
+    other = loopback.Blob(stored[:-1] + bytes([stored[-1] ^ 1]), True)
+    hub.repositories[REPO].commit("main", {**files, "model.safetensors": other}, "theirs")
+    with pytest.raises(IntegrityError, match="sha256") as caught:
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
+    assert caught.value.exit_code == 4
+    assert hpm_robustbench.HPMClassifier.from_pretrained(REPO, revision=good).config.beta == 0.5
+
+
+def test_a_broken_download_goes_on_where_it_was_cut_off(hub, push, loopback, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    push()
+    line = "GET .*/model.safetensors"
+    hub.faults = [loopback.Fault(line, cut=True), loopback.Fault(line, 503, times=99)]
+    with pytest.raises(DownloadFailed, match="503"):
         hpm_robustbench.HPMClassifier.from_pretrained(REPO)
     hub.faults = []
     assert hpm_robustbench.HPMClassifier.from_pretrained(REPO).config.beta == 0.5
+    ranges = [value for asked in hub.asked for name, value in asked.headers.items() if name.lower() == "range"]
+    half = len(hub.head(REPO)["model.safetensors"]) // 2
+    assert ranges and all(half - 1000 < int(told[len("bytes=") : -1]) <= half for told in ranges)
+
+
+@pytest.mark.parametrize("told", [{"Retry-After": "7"}, {"RateLimit": '"resolvers";r=0;t=7'}])
+def test_a_download_makes_the_pause_that_the_hub_asks_for(told, hub, push, loopback, clean_cache, monkeypatch):
+    push()
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    hub.faults = [loopback.Fault("HEAD .*/config.json", 429, headers=told, times=2)]
+    assert hpm_robustbench.HPMClassifier.from_pretrained(REPO).config.beta == 0.5
+    assert pauses == [8]
+    clean_cache("empty")
+    hub.faults = [loopback.Fault("HEAD .*/config.json", 429, headers={"Retry-After": "3600"}, times=99)]
+    with pytest.raises(DownloadFailed, match="too many requests, to be made again in 3600 s"):
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
+
+
+def test_a_download_from_a_hub_that_has_gone_silent_is_given_up(hub, push, loopback, clean_cache, monkeypatch):
+    push()
+    clean_cache("empty")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)  # of the first question
+    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.2)  # and of those after it
+    hub.faults = [loopback.Fault("HEAD", delay=60.0, status=0, times=99)]
+    with pytest.raises(DownloadFailed, match=r"the Hub could not be asked \(ReadTimeout.*connect, unset"):
+        hpm_robustbench.HPMClassifier.from_pretrained(REPO)
 
 
 def test_another_repository_is_told_apart(hub, push, loopback):

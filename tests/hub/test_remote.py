@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import close_session, hf_hub_download, snapshot_download
 
 from hpm_robustbench.errors import UploadFailed, UsageProblem
 from hpm_robustbench.hub.remote import Destination, send
@@ -137,6 +137,35 @@ def test_too_many_requests_say_how_long_to_wait(hub, loopback):
     hub.faults = [loopback.Fault("POST .*/preupload/", 429, times=99, headers={"Retry-After": "17"})]
     with pytest.raises(UploadFailed, match="too many requests, to be made again in 17 s"):
         send(FILES, HERE, "one")
+
+
+@pytest.mark.parametrize("told", [{"Retry-After": "17"}, {"RateLimit": '"api";r=0;t=17', "RateLimit-Policy": "x"}])
+@pytest.mark.parametrize("request_of", ["repos/create", "/tree/", "/preupload/", "objects/batch", "/commit/"])
+def test_a_pause_that_the_hub_asks_for_is_made(told, request_of, hub, loopback, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    hub.faults = [loopback.Fault(request_of, 429, headers=told)]
+    assert send(FILES, HERE, "one").changed
+    assert pauses == [18]
+
+
+def test_a_pause_that_is_too_long_is_only_told(hub, loopback, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    hub.faults = [loopback.Fault("POST .*/commit/", 429, headers={"Retry-After": "3600"})]
+    with pytest.raises(UploadFailed, match="to be made again in 3600 s"):
+        send(FILES, HERE, "one")
+
+
+@pytest.mark.parametrize("request_of", ["repos/create", "/revision/", "/preupload/", "PUT /storage/", "/commit/"])
+def test_a_hub_that_has_gone_silent_is_given_up(request_of, hub, loopback, monkeypatch):
+    for module in ("hub.remote", "weights.patience"):
+        monkeypatch.setattr(f"hpm_robustbench.{module}.SILENCE", 0.2)
+    close_session()  # so that the next one is as patient as is said above
+    hub.faults = [loopback.Fault(request_of, delay=60.0, status=0, times=99)]
+    with pytest.raises(UploadFailed, match=r"ReadTimeout.*check the connection, and repeat the command") as caught:
+        send(FILES, HERE, "one")
+    assert caught.value.exit_code == 3
+    close_session()
 
 
 def test_a_busy_hub_is_asked_again(hub, loopback):
