@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hpm_robustbench import options
+from hpm_robustbench.errors import UsageProblem
 
 
 @click.command()
@@ -74,6 +75,12 @@ def push(  # the options of one command
 
     torch.set_num_threads(1)  # as when it was tried
     destination = Destination(repo, revision, private, create_pr)
+    if samples and create_pr:
+        raise UsageProblem(
+            wanted="a model to publish, since its samples are published at once",
+            got="--samples with --create-pr",
+            next_step="leave one of the two out",
+        )
     benchmark = Benchmark.parse(eval_dataset) if eval_dataset else None
     licences = tuple(allow_license)
     wish = Wish(repo, Batching(batching), include_backbone, licences, samples, benchmark, sign)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def publish_samples(card: ModelCard, labels: Sequence[int], runs: Path, repo: st
         UsageProblem: there is nothing to write Parquet with, or the runs are not there.
         InvalidInput: the card does not tell of the runs that are there.
     """
+    _check_pyarrow()
     bench = card.hpm_bench
     assert bench is not None
     table, file = sample_table(card, labels, runs), f"{bench.model_id}.parquet"
@@ -103,14 +105,18 @@ def _other(evaluation: Evaluation | CorruptionEvaluation, got: str) -> InvalidIn
     )
 
 
-def _parquet(table: pd.DataFrame) -> bytes:
-    file = io.BytesIO()
+def _check_pyarrow() -> None:
     try:
-        table.to_parquet(file, engine="pyarrow", index=False, compression="zstd")
+        import_module("pyarrow")
     except ImportError as error:
         raise UsageProblem(
             wanted="pyarrow, which writes Parquet for --samples",
             got="an environment without it",
             next_step="pip install 'hpm-robustbench[samples]'",
         ) from error
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    file = io.BytesIO()
+    table.to_parquet(file, engine="pyarrow", index=False, compression="zstd")
     return file.getvalue()

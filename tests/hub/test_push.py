@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -139,6 +142,40 @@ def test_the_page_tells_the_verdict_how_to_load_and_the_limits(push):
     assert f'HPMClassifier.from_pretrained("{REPO}", revision="main")' in page
     assert f"hpm-bench run --model hf:{REPO}@main" in page
     assert "not the authors' implementation" in page
+
+
+def test_the_plot_draws_the_numbers_of_the_card(hub, output, push):
+    push()
+    svg, ns = ElementTree.fromstring(hub.head(REPO)["robustness.svg"]), "{http://www.w3.org/2000/svg}"
+    widths = [float(bar.get("width")) for bar in svg.iter(f"{ns}rect") if bar.get("class") == "fill"]
+    evaluations = read_card(output / "model_cards" / CARD).hpm_bench.evaluations
+    assert widths[:-1] == pytest.approx([5 * e.robust.value for e in evaluations])
+    marks = [float(line.get("x1")) for line in svg.iter(f"{ns}line") if line.get("class") == "mark"]
+    assert marks[:-1] == pytest.approx([150 + 5 * e.autoattack.value for e in evaluations if e.autoattack])
+    shown = {text.text for text in svg.iter(f"{ns}text")}
+    assert {e.robust.text for e in evaluations} <= shown
+    assert not any(tag in {e.tag for e in svg.iter()} for tag in (f"{ns}script", f"{ns}image", f"{ns}foreignObject"))
+    assert "](robustness.svg)" in hub.head(REPO)["README.md"].decode()
+
+
+def test_a_signature_and_a_benchmarks_result_go_with_the_files(hub, push, tmp_path):
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    options = ["--sign", str(key), "--eval-dataset", "bench/robust:digits"]
+    shown = json.loads(push(*options, "--dry-run", "--format", "json").stdout)
+    push(*options)
+    held = hub.head(REPO)
+    more = {"SHA256SUMS", "SHA256SUMS.sig", ".eval_results/hpm-robustbench.yaml"}
+    assert set(held) == {".gitattributes", *FILES, *more}
+    assert {row["path"]: row["sha256"] for row in shown["files"]} == {
+        path: hashlib.sha256(content).hexdigest() for path, content in held.items() if path != ".gitattributes"
+    }
+    listed = dict(reversed(line.split("  ")) for line in held["SHA256SUMS"].decode().splitlines())
+    assert set(listed) == {*FILES, ".eval_results/hpm-robustbench.yaml"}
+    assert "ssh-keygen -Y verify" in held["README.md"].decode()
+    assert not json.loads(push(*options, "--format", "json").stdout)["changed"]
+    with pytest.raises(UsageProblem, match="owner/name:task"):
+        push("--eval-dataset", "bench/robust")
 
 
 @pytest.mark.parametrize(
