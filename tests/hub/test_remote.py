@@ -234,3 +234,16 @@ def test_the_stand_in_speaks_as_documented(hub):
     [large] = [e for e in api.list_repo_tree("me/model") if e.lfs]
     assert (large.path, large.lfs.size, large.size) == ("model.safetensors", 5000, 5000)
     assert hf_hub_download("me/model", "config.json").endswith(f"{commit}/config.json")
+
+
+def test_a_hub_without_xet_is_told_apart_and_models_come_from_it_all_the_same(hub, monkeypatch, tmp_path):
+    """The client's newer storage, on by default: this Hub has none, as many a Hub of one's own."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    with pytest.raises(UploadFailed, match="HF_HUB_DISABLE_XET=1"):
+        send(FILES, HERE, "one")
+    assert set(hub.head("me/model")) == {".gitattributes"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    send(FILES, HERE, "one")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    assert Path(hf_hub_download("me/model", "model.safetensors")).read_bytes() == FILES["model.safetensors"]
