@@ -95,8 +95,11 @@ def recipe_options(default: str | None) -> Decorator:
     )
 
 
-control = click.option(
-    "--control", help="Fine-tune in HPM's place: fc, static, shuffled or leave-one-out; see `hpm-bench finetune`."
+control = together(
+    click.option(
+        "--control", help="Fine-tune in HPM's place: fc, static, shuffled or leave-one-out; see `hpm-bench finetune`."
+    ),
+    click.option("--controls", is_flag=True, help="Try all four controls too, to stand beside HPM on its card."),
 )
 work_options = together(
     model_dir,

@@ -37,8 +37,9 @@ from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.model_card import check_replaceable, place, write_card
+from hpm_robustbench.ledger.model_card import Tuned, check_replaceable, place, write_card
 from hpm_robustbench.ledger.plan import (
     CORRUPTIONS,
     MSA,
@@ -83,6 +84,7 @@ class RunOptions:
         device: where to compute, as torch names it.
         defence: the definition of HPM.
         tuning: how the wrapped model is fine-tuned before; by default nothing is learned but class means and tau.
+        controls: try its controls too, to stand beside it on its card.
         compute: how the machine is used for that.
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
@@ -104,6 +106,7 @@ class RunOptions:
     device: str = "cpu"
     defence: HPMConfig = field(default_factory=HPMConfig)
     tuning: Tuning | None = None
+    controls: bool = False
     compute: Compute = field(default_factory=Compute)
     data: Path | None = None
     data_dir: Path = Path("data")
@@ -114,6 +117,14 @@ class RunOptions:
     screen: str | None = None
     keep_images: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.controls and (self.tuning is None or self.tuning.control is not None):
+            raise UsageProblem(
+                wanted="a recipe beside all its controls",
+                got="no recipe" if self.tuning is None else f"the control {self.tuning.name} alone",
+                next_step="give --recipe uniform-v1 --controls, or --control without --controls",
+            )
 
     @property
     def defence_facts(self) -> dict[str, Any]:
@@ -143,7 +154,8 @@ class Screen:
 class Case:
     """A model ready for trial: everything that costs something is loaded, nothing is attacked yet.
 
-    ``corrupted`` are the test images under corruptions, on a track of that kind.
+    ``corrupted`` are the test images under corruptions, on a track of that kind; ``course`` tells of the
+    fine-tuning, where there was one. ``controls`` are cases of their own, which go to trial with it.
     """
 
     spec: ModelSpec
@@ -155,6 +167,14 @@ class Case:
     output: Path
     keep_images: bool
     is_screen: bool
+    course: FineTuning | None = None
+    controls: Mapping[Control, Case] = field(default_factory=dict)
+
+    @property
+    def all_trials(self) -> list[tuple[BasePlan, Subject]]:
+        """Its own trials first, then those of its controls that are not among them; the base model's is."""
+        trials = [trial for case in (self, *self.controls.values()) for trial in case.trials]
+        return list({trial[0].run_key: trial for trial in trials}.values())
 
 
 def evaluate(
@@ -211,17 +231,37 @@ def prepare(
 
 def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Case:
     start = _start(spec, options, model, source)
-    named, base, sha256 = spec, spec, start.weights_sha256
+    case = _case(spec, start, options)
+    if not options.controls:
+        return case
+    assert options.tuning is not None
+    tunings = {control: replace(options.tuning, control=control) for control in Control}
+    each = {control: replace(options, tuning=tuning, controls=False) for control, tuning in tunings.items()}
+    return replace(case, controls={control: _case(spec, start, asked) for control, asked in each.items()})
+
+
+def _case(spec: ModelSpec, start: _Start, options: RunOptions) -> Case:
+    named, base, course, sha256 = spec, spec, None, start.weights_sha256
     if options.tuning is not None:
         named = spec.tuned(options.tuning.name)
         base = named if options.tuning.control is Control.FC else spec
         finetuned = _fine_tune(spec, start, options, options.tuning)
-        start = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning))
+        start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
     trials = _trials({"base": base, "hpm": named}, start, options)
     if not (options.overwrite or options.screen):
         _check_card(named, [plan for plan, _ in trials], sha256, options)
-    output, keep_images, is_screen = options.output, options.keep_images, bool(options.screen)
-    return Case(named, start.test, start.corrupted, trials, sha256, start.wrapped, output, keep_images, is_screen)
+    return Case(
+        spec=named,
+        test=start.test,
+        corrupted=start.corrupted,
+        trials=trials,
+        weights_sha256=sha256,
+        wrapped=start.wrapped,
+        output=options.output,
+        keep_images=options.keep_images,
+        is_screen=bool(options.screen),
+        course=course,
+    )
 
 
 @dataclass(frozen=True)
@@ -305,13 +345,13 @@ def _check_screen(spec: ModelSpec, options: RunOptions) -> None:
 def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], weights_sha256: Sequence[str], options: RunOptions) -> None:
     trials = {plan.trial for plan in plans}
     path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
-    check_replaceable(path, trials, options.defence_facts, weights_sha256)
+    check_replaceable(path, trials, options.defence_facts, weights_sha256, controls=options.controls)
 
 
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
     with _full_precision_kernels():
-        for plan, subject in case.trials:
+        for plan, subject in case.all_trials:
             runs, environment = case.output / "runs", _environment(subject.device)
             if isinstance(plan, Plan):
                 run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images)
@@ -323,7 +363,7 @@ def attack(case: Case, share: Share = WHOLE) -> None:
 def examine(case: Case) -> None:
     """Look for indicators of attack failure in every finished trial under attack, where nobody has yet."""
     with _full_precision_kernels():
-        for plan, subject in case.trials:
+        for plan, subject in case.all_trials:
             if isinstance(plan, Plan) and not case.is_screen:
                 diagnose(plan, subject, case.test, case.output / "runs")
 
@@ -333,7 +373,7 @@ def verify_kept(case: Case) -> list[Verification]:
     with _full_precision_kernels():
         return [
             verify(plan, subject, case.test, case.output / "runs")
-            for plan, subject in case.trials
+            for plan, subject in case.all_trials
             if isinstance(plan, Plan)
         ]
 
@@ -350,10 +390,16 @@ def _full_precision_kernels() -> AbstractContextManager[None]:
 
 
 def conclude(case: Case) -> Outcome | Screen:
-    """Collect the records of a case whose every shard is written down, and write its card, if they are worth one."""
-    records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
+    """Collect the records of a case whose every shard is written down, and write its card, if they are worth one.
+
+    The controls' cards come first, so that none is missing that the case's own card tells of.
+    """
+    trials = case.all_trials if case.is_screen else case.trials
+    records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
     if case.is_screen:
         return Screen(records)
+    beside = {control.value: conclude(each).records for control, each in case.controls.items()}
+    tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
     name = case.spec.preprocessing
     about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}
     build = build_card if case.corrupted is None else build_corruption_card
@@ -363,6 +409,7 @@ def conclude(case: Case) -> Outcome | Screen:
         n_classes=case.test.dataset.n_classes,
         weights_sha256=case.weights_sha256,
         notes={**case.wrapped.notes, **about_images},
+        **tuned,
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
 

@@ -99,8 +99,34 @@ def _under_attack(bench: HpmBench) -> list[str]:
         for v in bench.verdicts
     ]
     flags = [f"flag: {_target(e)}: {flag}" for e in bench.evaluations for flag in e.all_flags]
+    flags += [f"fine-tuning: {report}" for report in (bench.fine_tuning.reports if bench.fine_tuning else [])]
     measured = any(evaluation.indicators for evaluation in bench.evaluations)
-    return [summary, steps, *([doubts] if measured else []), "\n".join([*verdicts, *flags])]
+    beside = [_beside_controls(bench)] if bench.tuning and not bench.control else []
+    return [summary, steps, *([doubts] if measured else []), *beside, "\n".join([*verdicts, *flags])]
+
+
+def _beside_controls(bench: HpmBench) -> str:
+    """One line per control beside HPM in each batching; without C1, a sentence that says so."""
+    from hpm_robustbench.ledger.card_control import CONTROLS
+
+    table = render_table(
+        ["control", "beside", "clean %", "AutoAttack %", "all attacks %", "only control", "only HPM", "p"],
+        [
+            [
+                CONTROLS[control.control],
+                f"hpm {control.batching.value}",
+                control.clean.text,
+                _text(control.autoattack),
+                control.robust.text,
+                str(control.only_control),
+                str(control.only_hpm),
+                f"{control.p_value:.3g}",
+            ]
+            for control in bench.controls
+        ],
+    )
+    credited = any(control.control == "fc" for control in bench.controls)
+    return table if credited else "C1 has not been tried, so no gain can be credited to HPM; --controls tries it."
 
 
 def _on_corrupted_images(bench: CorruptionBench) -> list[str]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, cast
 
 from pydantic import Field, JsonValue, model_validator
 
 from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, PercentText, Sha256, Target
+from hpm_robustbench.ledger.card_control import CONTROLS, Control, ControlName, check_pairs, written
 from hpm_robustbench.ledger.card_evaluation import Evaluation
-from hpm_robustbench.ledger.statistics import Outcome, compare, mcnemar, outcome
+from hpm_robustbench.ledger.fine_tuning import FineTuning
+from hpm_robustbench.ledger.statistics import Comparison, Outcome, compare, decisive, mcnemar, outcome
 from hpm_robustbench.threat import Batching
 
 SCHEMA_VERSION: Final = "1.0"
 RULE = (
     "HPM helps (hurts) if more (fewer) images stand under every attack on the HPM classifier than under AutoAttack on "
     "the base model, and the exact McNemar test on the same images rejects equality at 0.05; otherwise it is undecided."
+)
+FINE_TUNED_RULE = (
+    "After fine-tuning, HPM helps only if it does so against the base model and against C1, the FC head alone after "
+    "the same fine-tuning; it hurts if it does so against either. Without C1 no gain is credited to HPM."
 )
 
 
@@ -35,27 +40,48 @@ class Verdict(Block):
     rule: str
 
     @classmethod
-    def of(cls, base: Sequence[bool], hpm: Sequence[bool], batching: Batching) -> Verdict:
-        """Compare which rows stand, in the same order."""
+    def of(
+        cls,
+        base: Sequence[bool],
+        hpm: Sequence[bool],
+        batching: Batching,
+        *,
+        fc: Comparison | None = None,
+        tuned: bool = False,
+    ) -> Verdict:
+        """Compare which rows stand, in the same order; after fine-tuning beside C1 (``fc``), if that was run."""
         test = mcnemar(base, hpm)
         return cls(
-            verdict=outcome(test),
+            verdict=judged(test, fc, tuned=tuned),
             batching=batching,
             n=len(base),
             only_base=test.only_first,
             only_hpm=test.only_second,
-            p_value=float(f"{test.p_value:.6g}"),  # the same digits with every release of scipy
-            rule=RULE,
+            p_value=written(test.p_value),
+            rule=f"{RULE} {FINE_TUNED_RULE}" if tuned else RULE,
         )
+
+    @property
+    def test(self) -> Comparison:
+        """The base model (first) and HPM (second), under every attack on each."""
+        return compare(self.only_base, self.only_hpm)
 
     @model_validator(mode="after")
     def _follows_from_the_counts(self) -> Verdict:
-        if self.only_base + self.only_hpm > self.n:
-            raise ValueError(f"{self.only_base} and {self.only_hpm} images are more than {self.n}")
-        test = compare(self.only_base, self.only_hpm)
-        if outcome(test) != self.verdict or not math.isclose(test.p_value, self.p_value, rel_tol=1e-5):
-            raise ValueError("verdict or p_value does not follow from only_base and only_hpm")
+        check_pairs(self.test, self.p_value, self.n)
         return self
+
+
+def judged(base: Comparison, fc: Comparison | None, *, tuned: bool) -> Outcome:
+    """The verdict on HPM by the written rule.
+
+    Args:
+        base: the base model and HPM on the same rows.
+        fc: the control C1 and HPM, if C1 was run.
+        tuned: whether HPM was fine-tuned, so that no gain is credited without C1.
+    """
+    found = outcome(decisive([base, *([fc] if fc else [])]))
+    return "undecided" if found == "helps" and tuned and fc is None else found
 
 
 class Published(Block):
@@ -110,6 +136,11 @@ class Bench(Block):
         return tuning if isinstance(tuning, dict) else {}
 
     @property
+    def control(self) -> ControlName | None:
+        """Which control was fine-tuned in HPM's place, if it was one."""
+        return cast("ControlName | None", self.tuning.get("control"))
+
+    @property
     def untuned_id(self) -> str:
         """The model's name before it was fine-tuned."""
         return self.model_id.removesuffix(f"_{self.tuning['name']}") if self.tuning else self.model_id
@@ -119,13 +150,27 @@ class Bench(Block):
         """The definition of HPM, without how it was fine-tuned."""
         return {knob: value for knob, value in self.defence.items() if knob != "tuning"}
 
+    @model_validator(mode="after")
+    def _tuning_has_a_name(self) -> Bench:
+        if self.tuning and not isinstance(self.tuning.get("name"), str):
+            raise ValueError("a fine-tuning without a name")
+        if self.control not in (None, *CONTROLS):
+            raise ValueError(f"an unknown control, {self.control!r:.80}")
+        return self
+
 
 class HpmBench(Bench):
-    """Everything RobustBench's format has no key for. ``notes`` are sentences by topic, such as ``prototypes``."""
+    """Everything RobustBench's format has no key for.
+
+    ``fine_tuning`` tells how a fine-tuning went; ``controls`` stand beside a fine-tuned HPM. The card of a control says
+    nothing for or against HPM: it has no ``verdicts``.
+    """
 
     published: Published
     evaluations: Annotated[list[Evaluation], Field(min_length=1)]
     verdicts: list[Verdict]
+    fine_tuning: FineTuning | None = None
+    controls: list[Control] = Field(default_factory=list)
 
     def evaluation(self, target: Target, batching: Batching) -> Evaluation | None:
         """The evaluation of a target in a batching, if there is one."""
@@ -152,6 +197,19 @@ class HpmBench(Bench):
         """The verdict on a batching, if the base model was evaluated too."""
         return next((v for v in self.verdicts if v.batching is batching), None)
 
+    def beside(self, batching: Batching) -> list[Control]:
+        """The controls that stand beside HPM in a batching."""
+        return [control for control in self.controls if control.batching is batching]
+
+    def fc(self, batching: Batching) -> Control | None:
+        """C1, without which no gain of fine-tuned HPM in a batching is credited."""
+        return next((control for control in self.beside(batching) if control.control == "fc"), None)
+
+    def decisive(self, claim: Verdict) -> Comparison:
+        """The comparison that a verdict rests on: with the base model, or after fine-tuning with C1."""
+        fc = self.fc(claim.batching)
+        return decisive([claim.test, *([fc.test] if fc else [])])
+
     @model_validator(mode="after")
     def _evaluations_belong_together(self) -> HpmBench:
         first = self.evaluations[0]
@@ -166,11 +224,25 @@ class HpmBench(Bench):
             raise ValueError("no SOLO evaluation of HPM with AutoAttack, the headline of a card")
         for claim in self.verdicts:
             self._check_claim(claim)
+        for control in self.controls:
+            self._check_control(control)
         return self
 
     def _check_claim(self, claim: Verdict) -> None:
         base, hpm = self.evaluation("base", Batching.SOLO), self.evaluation("hpm", claim.batching)
-        if base is None or base.autoattack is None or hpm is None:
+        if base is None or base.autoattack is None or hpm is None or self.control:
             raise ValueError(f"a verdict on {claim.batching.value} without the evaluations that it compares")
         if claim.n != hpm.n or claim.only_hpm - claim.only_base != hpm.robust.count - base.autoattack.count:
             raise ValueError(f"the verdict on {claim.batching.value} does not fit the evaluations that it compares")
+        fc = self.fc(claim.batching)
+        if claim.verdict != judged(claim.test, fc.test if fc else None, tuned=bool(self.tuning)):
+            raise ValueError(f"the verdict on {claim.batching.value} does not follow from the counts beside it")
+
+    def _check_control(self, control: Control) -> None:
+        hpm = self.evaluation("hpm", control.batching)
+        twice = sum(other.control == control.control for other in self.beside(control.batching)) > 1
+        if hpm is None or self.control or not self.tuning or twice:
+            raise ValueError(f"the control {control.control} stands beside no HPM that was fine-tuned, or twice")
+        gained = control.only_hpm - control.only_control
+        if control.robust.n != hpm.n or gained != hpm.robust.count - control.robust.count:
+            raise ValueError(f"the control {control.control} does not fit HPM {control.batching.value} beside it")

@@ -9,8 +9,10 @@ from typing import Any, cast
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench, Published, Verdict, Weights
 from hpm_robustbench.ledger.card_block import DOUBT, Target
+from hpm_robustbench.ledger.card_control import Control
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSummary, Threat
+from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.indicators import black_box_wins, indicators, overstates
 from hpm_robustbench.ledger.plan import AUTOATTACK, Step
@@ -30,6 +32,7 @@ def build_card(
     n_classes: int,
     weights_sha256: Sequence[str] = (),
     notes: Mapping[str, str] | None = None,
+    tuned: Tuned | None = None,
 ) -> ModelCard:
     """Put a model's facts and its finished runs together; the same records in any order give the same card.
 
@@ -39,6 +42,7 @@ def build_card(
         n_classes: classes of the dataset, for B/C.
         weights_sha256: what the weights hashed to, where the spec does not say.
         notes: sentences for the card by topic; ``prototypes`` says where the dataset prototypes come from.
+        tuned: what there is to tell of its fine-tuning, if it was fine-tuned.
 
     Raises:
         InvalidInput: the runs are of other models, images or budgets, or the headline is missing.
@@ -46,12 +50,14 @@ def build_card(
     check_subject(spec, records)
     _check_headline(records)
     ordered = in_order(records)
+    more: dict[str, Any] = tuned.fields(ordered) if tuned else {}
     with contract_of(f"the runs of {spec.name}"):
         bench = HpmBench(
             **origin(spec, records, weights_sha256, notes),
             published=_published(spec.paper),
             evaluations=[_evaluation(record, n_classes) for record in ordered],
-            verdicts=_verdicts(ordered),
+            verdicts=_verdicts(ordered, more.get("controls", [])),
+            **more,
         )
         return card_of(spec, bench)
 
@@ -266,9 +272,17 @@ def _doubts(step: Step, result: StepResult, broken: int, invalid: int) -> list[s
     return doubts
 
 
-def _verdicts(records: Sequence[RunRecord]) -> list[Verdict]:
+def _verdicts(records: Sequence[RunRecord], controls: Sequence[Control]) -> list[Verdict]:
     base = next((r for r in records if r.plan.target == "base" and r.has_autoattack), None)
     if base is None:
         return []
     rows = base.standing(AUTOATTACK)
-    return [Verdict.of(rows, r.standing(), r.plan.batching) for r in records if r.plan.target == "hpm"]
+    defended = [record for record in records if record.plan.target == "hpm"]
+    tuning = defended[0].plan.defence.get("tuning")
+    if tuning and tuning["control"]:
+        return []
+    fc = {control.batching: control.test for control in controls if control.control == "fc"}
+    return [
+        Verdict.of(rows, r.standing(), r.plan.batching, fc=fc.get(r.plan.batching), tuned=bool(tuning))
+        for r in defended
+    ]

@@ -14,12 +14,15 @@ from typing import Any
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.card_bench import HpmBench
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
+from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, json_schema
 
 __all__ = [
     "ModelCard",
+    "Tuned",
     "build_card",
     "build_corruption_card",
     "card_path",
@@ -72,6 +75,8 @@ def check_replaceable(
     trials: Collection[tuple[object, ...]],
     defence: Mapping[str, Any],
     weights_sha256: Sequence[str],
+    *,
+    controls: bool = False,
 ) -> None:
     """See that a card at ``path``, if there is one, tells of the same trials of the same defence and weights.
 
@@ -80,9 +85,10 @@ def check_replaceable(
         trials: of the new card: target, batching, batch size, seed, exact eps and fingerprint of each.
         defence: configuration of HPM.
         weights_sha256: of the files that the base model came from.
+        controls: whether the new card will tell of controls.
 
     Raises:
-        UsageProblem: it tells of others; replacing it would lose them.
+        UsageProblem: it tells of others, or of controls beside them; replacing it would lose them.
     """
     bench = read_card(path).hpm_bench if path.exists() else None
     if bench is None:
@@ -94,6 +100,12 @@ def check_replaceable(
             wanted=f"to write {path} anew",
             got="a card there that tells of other weights, images, batches, seeds, budgets or HPM knobs",
             next_step="choose another --output or --name, or say --overwrite",
+        )
+    if isinstance(bench, HpmBench) and bench.controls and not controls:
+        raise UsageProblem(
+            wanted=f"to write {path} anew",
+            got="a card there that tells of controls, too",
+            next_step="add --controls, or say --overwrite",
         )
 
 

@@ -6,14 +6,17 @@ import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hpm_robustbench.ledger.card_bench import RULE, Bench, HpmBench
+from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, Bench, HpmBench
+from hpm_robustbench.ledger.card_control import CONTROLS
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrack
+from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
 from hpm_robustbench.threat import Corruptions
@@ -29,8 +32,9 @@ def render_index(tracks: Sequence[Track], corrupted: Sequence[CorruptionTrack] =
 
 
 def render_model(row: Row, track: Track) -> str:
-    """The page of one model."""
-    return _environment().get_template("model.html").render(row=row, track=track, root="../../")
+    """The page of one model, which leads to those of its controls, and theirs lead back."""
+    names = {other.bench.model_id for other in track.rows}
+    return _environment().get_template("model.html").render(row=row, track=track, names=names, root="../../")
 
 
 def render_corrupted_model(row: CorruptionRow, track: CorruptionTrack) -> str:
@@ -61,6 +65,12 @@ def p_value(value: float) -> str:
 def label(evaluation: Evaluation | CorruptionEvaluation) -> str:
     """What was evaluated, in the words of the board."""
     return "Base model" if evaluation.target == "base" else f"HPM {evaluation.batching.name}"
+
+
+def curves(bench: HpmBench) -> str:
+    """The picture of a fine-tuning, for a place where a browser runs nothing of it."""
+    assert bench.fine_tuning is not None
+    return f"data:image/svg+xml,{quote(render_curves(bench.fine_tuning.curves, bench.model_id))}"
 
 
 def command(bench: HpmBench | CorruptionBench) -> str:
@@ -114,7 +124,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command)
-    environment.globals.update(rule=RULE, notice=NOTICE, generator=GENERATOR)
+    environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command, curves=curves)
+    environment.globals.update(
+        rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, controls=CONTROLS, notice=NOTICE, generator=GENERATOR
+    )
     environment.globals.update(kinds=Corruptions.kinds, severities=Corruptions.severities)
     return environment

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from hpm_robustbench.ledger.card_bench import HpmBench, Verdict
+from hpm_robustbench.ledger.card_control import Control, written
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.statistics import holm
@@ -54,6 +55,16 @@ class Row:
         return self.bench.verdict(Batching.SOLO)
 
     @property
+    def p_value(self) -> float | None:
+        """Of the comparison that the verdict rests on."""
+        return written(self.bench.decisive(self.verdict).p_value) if self.verdict else None
+
+    @property
+    def fc(self) -> Control | None:
+        """C1 beside HPM SOLO, after fine-tuning."""
+        return self.bench.fc(Batching.SOLO)
+
+    @property
     def page(self) -> str:
         """Address of the model's page, relative to the index."""
         return f"{self.card.dataset}/{self.solo.threat.norm.value}/{self.bench.model_id}.html"
@@ -78,10 +89,12 @@ class Row:
             "authors": self.card.authors,
             "link": self.card.link,
             "verdict": verdict.verdict if verdict else None,
-            "p_value": verdict.p_value if verdict else None,
+            "p_value": self.p_value,
             "p_holm": self.p_holm,
             **_columns("base_clean", base.clean if base else None),
             **_columns("base_autoattack", base.autoattack if base else None),
+            **_columns("c1_autoattack", self.fc.autoattack if self.fc else None),
+            "control": self.bench.control,
             **_columns("hpm_joint_msa", joint.robust if joint else None),
             "joint_batch_size": joint.batch_size if joint else None,
             "joint_batch_per_class": joint.batch_per_class if joint else None,
@@ -109,7 +122,7 @@ class Track:
 def tracks(cards: Iterable[ModelCard]) -> list[Track]:
     """Group cards by track and rank them; ties go to standard accuracy, then to the model's name."""
     ordered = sorted(cards, key=lambda card: (_track(card), _standing(card)))
-    judged = [(Row(0, card).page, verdict.p_value) for card in ordered if (verdict := Row(0, card).verdict)]
+    judged = [(row.page, p) for row in (Row(0, card) for card in ordered) if (p := row.p_value) is not None]
     adjusted = dict(zip([page for page, _ in judged], holm([p for _, p in judged]), strict=True))
     return [_ranked(list(group), adjusted) for _, group in groupby(ordered, key=_track)]
 

@@ -81,3 +81,9 @@ def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
     if test.p_value >= alpha:
         return "undecided"
     return "helps" if test.only_second > test.only_first else "hurts"
+
+
+def decisive(tests: Sequence[Comparison]) -> Comparison:
+    """Of comparisons that must all help, the one that decides: the first that hurts, else the least certain."""
+    hurting = [test for test in tests if outcome(test) == "hurts"]
+    return hurting[0] if hurting else max(tests, key=lambda test: test.p_value)

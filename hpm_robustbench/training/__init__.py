@@ -9,7 +9,6 @@
     loop        the steps, one after another
     checkpoint  what a killed process continues from
     finetuned   the folder of a finished classifier          finetuned/<model>_<recipe>-<key>/
-    curves      loss and accuracy by epoch, and their picture
     summary     what a terminal shows of it
 
 ``batches`` and ``draws`` say what comes when, ``optimiser`` how far a step goes, ``measure`` how good the classifier

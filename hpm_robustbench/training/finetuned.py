@@ -28,15 +28,15 @@ from hpm_robustbench.evaluation.identity import lab_sha256
 from hpm_robustbench.fit_store import fit_key
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.curves import render_curves
+from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.plan import digest
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat, ThreatModel
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
-from hpm_robustbench.training.curves import render_curves
 from hpm_robustbench.training.learner import trainable
 from hpm_robustbench.training.loop import Lesson, Loop, Result
-from hpm_robustbench.training.measure import Point
 from hpm_robustbench.training.recipe import Control, Tuning
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished classifier, its curves, what a reader should know of it, and where it lies."""
+    """A finished classifier, how its training went, and where it lies."""
 
     classifier: HPMClassifier
-    curves: tuple[Point, ...]
-    reports: tuple[str, ...]
+    course: FineTuning
     folder: Path
 
 
@@ -82,7 +81,7 @@ def finetune_once(
             compile_if_faster(loop.learner, loop.batches[0].x)
         result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
         _write(folder, model, lesson, key, result)
-    return Finetuned(result.classifier, result.curves, tuple(_reports(lesson, result.curves)), folder)
+    return Finetuned(result.classifier, _course(lesson, result.curves), folder)
 
 
 def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:
@@ -92,18 +91,9 @@ def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:
     """
     classifier = finetuned.classifier
     base = nn.Sequential(classifier.backbone, classifier.fc).eval() if tuning.control is Control.FC else wrapped.base
-    first, last = finetuned.curves[0], finetuned.curves[-1]
-    measured = (
-        ""
-        if last.clean is None
-        else (
-            f" On held-out training images clean accuracy went from {first.clean:.2%} to {last.clean:.2%}, "
-            f"accuracy under PGD from {first.robust:.2%} to {last.robust:.2%}."
-        )
-    )
     role = " The FC head that was trained alone takes the base model's place." if tuning.control is Control.FC else ""
-    told = f"{wrapped.prototypes_from}; fine-tuned by {tuning.name}.{role}{measured} {' '.join(finetuned.reports)}"
-    return replace(wrapped, classifier=classifier, base=base, prototypes_from=told.strip())
+    told = f"{wrapped.prototypes_from}; fine-tuned by {tuning.name}.{role}"
+    return replace(wrapped, classifier=classifier, base=base, prototypes_from=told)
 
 
 def _lesson(wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, compute: Compute) -> Lesson:
@@ -145,7 +135,7 @@ def _read(folder: Path, lesson: Lesson, key: str) -> Result | None:
         return None
     classifier = trainable(lesson.classifier, lesson.tuning.defence(lesson.classifier.config))
     classifier.load_state_dict(saved.tensors)
-    return Result(classifier.freeze(), tuple(Point.from_json(point) for point in saved.facts["curves"]))
+    return Result(classifier.freeze(), tuple(Point.model_validate(point) for point in saved.facts["curves"]))
 
 
 def _write(folder: Path, model: str, lesson: Lesson, key: str, result: Result) -> None:
@@ -154,7 +144,7 @@ def _write(folder: Path, model: str, lesson: Lesson, key: str, result: Result) -
     facts = {"key": key, "model": model, **_facts(lesson, result)}
     write_atomic(folder / "curves.svg", render_curves(result.curves, title))
     write_atomic(folder / "classifier.json", json.dumps(facts, indent=1) + "\n")
-    curves = [point.to_json() for point in result.curves]
+    curves = [point.model_dump() for point in result.curves]
     saved = Saved(result.classifier.state_dict(), {"key": key, "curves": curves})
     write_saved(folder / "classifier.safetensors", saved)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -177,13 +167,12 @@ def _facts(lesson: Lesson, result: Result) -> dict[str, Any]:
         "precision": str(lesson.precision).removeprefix("torch."),
         "device": device.type,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
-        "curves": [point.to_json() for point in result.curves],
-        "reports": _reports(lesson, result.curves),
+        **_course(lesson, result.curves).model_dump(),
     }
 
 
-def _reports(lesson: Lesson, curves: Sequence[Point]) -> list[str]:
-    """What a reader of a number should know: lost accuracy, classes without support."""
+def _course(lesson: Lesson, curves: Sequence[Point]) -> FineTuning:
+    """The curves, and what a reader of a number should know: lost accuracy, classes without support."""
     reports = []
     first, last, bound = curves[0], curves[-1], lesson.tuning.recipe.clean_bound
     if first.clean is not None and last.clean is not None and first.clean - last.clean > bound:
@@ -196,4 +185,4 @@ def _reports(lesson: Lesson, curves: Sequence[Point]) -> list[str]:
     if last.unsupported:
         classes = ", ".join(map(str, last.unsupported[:10]))
         reports.append(f"In the last epoch the FC head put no training image into class {classes}: no batch prototype.")
-    return reports
+    return FineTuning(curves=list(curves), reports=reports)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +16,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import Diverged
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.batches import Batch, Batches
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.inner import attacked
 from hpm_robustbench.training.learner import Learner, features_as_images, trainable
-from hpm_robustbench.training.measure import Point, accuracy
+from hpm_robustbench.training.measure import accuracy
 from hpm_robustbench.training.memory import fitting
 from hpm_robustbench.training.objective import Objective
 from hpm_robustbench.training.optimiser import learning_rate, make_optimiser, restore, set_learning_rate, tensors_of
@@ -120,7 +121,7 @@ class Loop:
             self._restore(saved)
             log.info("continuing %s after step %d of %d", self.lesson.tuning.name, self.progress.step, self.steps)
         if not self.progress.curves:
-            self._measure(Point(0))
+            self._measure(Point(epoch=0))
         written = time.monotonic()
         while self.progress.step < self.steps:
             self.step()
@@ -168,11 +169,12 @@ class Loop:
         self._assigned += F.one_hot(moved.logits.argmax(dim=1), len(self._assigned)).sum(dim=0)
 
     def _end_epoch(self) -> None:
-        unsupported = tuple((self._assigned == 0).nonzero().squeeze(1).tolist())
+        unsupported = (self._assigned == 0).nonzero().squeeze(1).tolist()
         if unsupported:
             log.warning("no training image was put into the classes %s: no batch prototype", _listed(unsupported))
         number = self.progress.step // self.batches.per_epoch
-        self._measure(Point(number, self.progress.loss_sum / self.batches.per_epoch, unsupported=unsupported))
+        loss = self.progress.loss_sum / self.batches.per_epoch
+        self._measure(Point(epoch=number, loss=loss, unsupported=unsupported))
         self.progress.loss_sum = 0.0
         self._assigned.zero_()
 
@@ -181,7 +183,7 @@ class Loop:
             self.progress.at_once,
             lambda at_once: accuracy(self.deployed(), self._held_out, self.lesson.threat, self.lesson.tuning, at_once),
         )
-        self.progress.curves.append(replace(point, clean=measured.clean, robust=measured.robust))
+        self.progress.curves.append(point.model_copy(update=measured._asdict()))
         log.info("%s: %s", self.lesson.tuning.name, self.progress.curves[-1])
 
     @torch.no_grad()
@@ -207,7 +209,7 @@ class Loop:
             tensors |= {f"optimiser.{name}": tensor for name, tensor in tensors_of(self._optimiser).items()}
         tensors["assigned"] = self._assigned
         progress = self.progress
-        curves = [point.to_json() for point in progress.curves]
+        curves = [point.model_dump() for point in progress.curves]
         facts = {"at_once": progress.at_once, "step": progress.step, "loss_sum": progress.loss_sum, "curves": curves}
         return Saved(tensors, {"key": key, **facts})
 
@@ -224,7 +226,7 @@ class Loop:
             restore(self._optimiser, parts["optimiser"])
         self._assigned.copy_(saved.tensors["assigned"])
         facts = {name: value for name, value in saved.facts.items() if name not in ("key", "curves")}
-        self.progress = Progress(**facts, curves=[Point.from_json(point) for point in saved.facts["curves"]])
+        self.progress = Progress(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
 
     def _diverged(self, got: str) -> Diverged:
         return Diverged(
@@ -241,5 +243,5 @@ def _averaged(learner: Learner, steps: float) -> AveragedModel | None:
     return AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps))  # type: ignore[no-untyped-call]
 
 
-def _listed(classes: tuple[int, ...]) -> str:
+def _listed(classes: list[int]) -> str:
     return f"{', '.join(map(str, classes[:10]))}{', ...' if len(classes) > 10 else ''}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -25,31 +24,6 @@ class Accuracy(NamedTuple):
 
     clean: float | None
     robust: float | None
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where training stands after an epoch; epoch 0 is the classifier before it.
-
-    ``loss`` is the mean over the epoch's batches. ``clean`` and ``robust`` are shares of the held-out images, each
-    answered alone; ``robust`` is under PGD of 10 steps, an upper bound of what the trial will find. ``unsupported``
-    are classes into which the FC head put no training image in the whole epoch, so that they had no batch prototype.
-    """
-
-    epoch: int
-    loss: float | None = None
-    clean: float | None = None
-    robust: float | None = None
-    unsupported: tuple[int, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``from_json`` is its inverse."""
-        return {**asdict(self), "unsupported": list(self.unsupported)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Point:
-        """Rebuild a point from its JSON values."""
-        return cls(**{**data, "unsupported": tuple(data["unsupported"])})
 
 
 def accuracy(

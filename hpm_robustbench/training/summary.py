@@ -15,8 +15,7 @@ def facts_of(tuning: Tuning, finetuned: Finetuned) -> dict[str, Any]:
     return {
         "name": tuning.name,
         "folder": str(finetuned.folder),
-        "curves": [point.to_json() for point in finetuned.curves],
-        "reports": list(finetuned.reports),
+        **finetuned.course.model_dump(),
     }
 
 
@@ -26,14 +25,14 @@ def render_finetuned(finished: Mapping[Tuning, Finetuned]) -> str:
         ["fine-tuned by", "epochs", "loss", "clean %", "was", "under PGD %", "was"],
         [_row(tuning, finetuned) for tuning, finetuned in finished.items()],
     )
-    reports = [f"{tuning.name}: {report}" for tuning, done in finished.items() for report in done.reports]
+    reports = [f"{tuning.name}: {report}" for tuning, done in finished.items() for report in done.course.reports]
     folders = [f"{tuning.name}: {done.folder}" for tuning, done in finished.items()]
     held_out = "Accuracies are those of held-out training images, each answered alone."
     return "\n\n".join(filter(None, [table, "\n".join([held_out, *reports]), "\n".join(folders)]))
 
 
 def _row(tuning: Tuning, finetuned: Finetuned) -> list[str]:
-    first, last = finetuned.curves[0], finetuned.curves[-1]
+    first, last = finetuned.course.curves[0], finetuned.course.curves[-1]
     loss = "-" if last.loss is None else f"{last.loss:.3f}"
     shares = (last.clean, first.clean, last.robust, first.robust)
     return [tuning.name, str(last.epoch), loss, *("-" if share is None else f"{100 * share:.2f}" for share in shares)]

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from hpm_robustbench.ledger.diagnostics import AtBudget, AtSteps, Diagnostics
+from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.leaderboard import build
-from hpm_robustbench.ledger.model_card import ModelCard, build_card, build_corruption_card, write_card
+from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, build_corruption_card, write_card
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, CorruptionPlan, Examples, Plan, Step, corruption_steps
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
 from hpm_robustbench.threat import Batching, Corruptions, ThreatModel
+from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 N = 400
+TUNING = Tuning(find_recipe("uniform-v1"))
 COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NOTES = {"prototypes": "class means of all 50,000 training images, in evaluation mode"}
 
@@ -174,6 +177,40 @@ def make_card(make_record) -> Callable[..., ModelCard]:
     return make
 
 
+COURSE = FineTuning(
+    curves=[
+        Point(epoch=0, clean=0.8, robust=0.4),
+        Point(epoch=1, loss=1.25, clean=0.79, robust=0.5),
+        Point(epoch=2, loss=1.0, clean=0.77, robust=0.55, unsupported=[3]),
+    ],
+    reports=["Clean accuracy fell from 80.00% to 77.00%, by more than 2.00%."],
+)
+
+
+@pytest.fixture(scope="session")
+def make_tuned_card(make_record) -> Callable[..., ModelCard]:
+    """A fine-tuned card, or that of a control: ``base``, ``hpm`` and ``controls`` are by strength of the attacks."""
+
+    def make(model, tuning, *, base=0.4, hpm=0.2, controls=None) -> ModelCard:
+        runs = {name: tuned_runs(model, replace(tuning, control=Control(name)), s) for name, s in controls.items()}
+        own = [base_run(model, base), *tuned_runs(model, tuning, hpm)[1:]]
+        return build_card(model.tuned(tuning.name), own, n_classes=10, notes=NOTES, tuned=Tuned(COURSE, runs))
+
+    def base_run(named, strength) -> RunRecord:
+        return make_record(named, "base", Batching.SOLO, clean=0.8, strengths=[strength] * 4)
+
+    def tuned_runs(model, tuning, strength) -> list[RunRecord]:
+        """What answers without HPM, then HPM alone and in batches."""
+        named = model.tuned(tuning.name)
+        defence = {"beta": 0.5, "tuning": tuning.to_json()}
+        alone = make_record(named, "hpm", Batching.SOLO, clean=0.78, strengths=[strength] * 7)
+        joint = make_record(named, "hpm", Batching.JOINT, clean=0.78, strengths=[strength] * 4)
+        hpm = [replace(run, plan=replace(run.plan, defence=defence)) for run in (alone, joint)]
+        return [base_run(named, strength), *hpm]
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def make_corrupted_card() -> Callable[..., ModelCard]:
     """A card of a corruption track: ``strength`` of the images stand the mildest corruption, a quarter the worst."""
@@ -233,7 +270,7 @@ def corrupted_card(make_corrupted_card) -> ModelCard:
 
 
 @pytest.fixture(scope="session")
-def golden_cards(card, make_card, corrupted_card) -> list[ModelCard]:
+def golden_cards(card, spec, make_card, make_tuned_card, corrupted_card) -> list[ModelCard]:
     paper = Paper(
         title="Unlabeled Data Improves Adversarial Robustness",
         authors="Yair Carmon, Aditi Raghunathan",
@@ -247,7 +284,9 @@ def golden_cards(card, make_card, corrupted_card) -> list[ModelCard]:
         reported="62.5",
     )
     helped = make_card("Carmon2019Unlabeled", eps="8/255", base=0.3, hpm=0.2, paper=paper)
-    return [card, helped, make_card("Rice2020Overfitting", eps="8/255", base=0.25, hpm=0.35), corrupted_card]
+    tuned = make_tuned_card(spec, TUNING, controls={"fc": 0.3, "static": 0.25, "shuffled": 0.35, "leave-one-out": 0.2})
+    hurt = make_card("Rice2020Overfitting", eps="8/255", base=0.25, hpm=0.35)
+    return [card, helped, hurt, tuned, corrupted_card]
 
 
 @pytest.fixture(scope="session")

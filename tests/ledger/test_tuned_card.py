@@ -1,15 +1,26 @@
-"""The card of a fine-tuned model: beside its own base, named after it, and repeated by its own command."""
+"""The card of a fine-tuned model: beside its base and its controls, named after it, repeated by its own command."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.ledger.card_bench import judged
+from hpm_robustbench.ledger.card_control import CONTROLS
+from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.leaderboard import build
-from hpm_robustbench.ledger.model_card import build_card, write_card
+from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, check_replaceable, write_card
 from hpm_robustbench.ledger.pages import command
+from hpm_robustbench.ledger.rows import tracks
+from hpm_robustbench.ledger.statistics import compare, outcome
+from hpm_robustbench.report import render_card
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
@@ -71,3 +82,155 @@ def test_a_name_that_only_looks_fine_tuned_is_nobodys_alias(wider, runs):
     posing = replace(wider, name=f"{wider.name}_{TUNING.name}")
     with pytest.raises(InvalidInput, match="finished runs of"):
         build_card(posing, runs, n_classes=10)
+
+
+# Beside its controls
+
+PLAIN = Tuning(find_recipe("uniform-v1"))
+ALL = {"fc": 0.3, "static": 0.25, "shuffled": 0.35, "leave-one-out": 0.22}
+
+
+def page_of(cards, tmp_path, read_html, name):
+    for each in cards:
+        write_card(each, tmp_path / "cards")
+    index = build(tmp_path / "cards", tmp_path / "board")
+    return read_html(index.parent / f"cifar10/Linf/{name}.html")
+
+
+def test_the_controls_are_those_that_can_be_trained():
+    assert list(CONTROLS) == [control.value for control in Control]
+
+
+@pytest.mark.parametrize(
+    ("fc", "verdict"),
+    [({"fc": 0.38}, "helps"), ({"fc": 0.212}, "undecided"), ({"fc": 0.05}, "hurts"), ({}, "undecided")],
+)
+def test_it_helps_only_beside_the_base_and_beside_c1(spec, make_tuned_card, fc, verdict):
+    bench = make_tuned_card(spec, PLAIN, base=0.4, hpm=0.2, controls=fc).hpm_bench
+    assert bench.verdict(Batching.SOLO).verdict == verdict
+    assert outcome(bench.verdicts[0].test) == "helps"
+    for claim in bench.verdicts:
+        control = bench.fc(claim.batching)
+        assert (control is None) == (not fc)
+        if control:
+            hpm = bench.evaluation("hpm", claim.batching)
+            assert control.only_hpm - control.only_control == hpm.robust.count - control.robust.count
+            assert control.autoattack == control.robust
+
+
+def test_c1_takes_no_help_back_from_a_base_that_is_better(spec, make_tuned_card):
+    bench = make_tuned_card(spec, PLAIN, base=0.05, hpm=0.2, controls={"fc": 0.4}).hpm_bench
+    assert {claim.verdict for claim in bench.verdicts} == {"hurts"}
+
+
+@given(*[st.tuples(st.integers(0, 60), st.integers(0, 60))] * 2)
+def test_the_rule_is_that_of_both_comparisons(base, fc):
+    pairs = [compare(*base), compare(*fc)]
+    both = {outcome(test) for test in pairs}
+    found = judged(*pairs, tuned=True)
+    assert (found == "helps") == (both == {"helps"})
+    assert (found == "hurts") == ("hurts" in both)
+    assert judged(pairs[0], None, tuned=True) != "helps"
+    assert judged(pairs[0], None, tuned=False) == outcome(pairs[0])
+
+
+def test_its_page_shows_base_every_control_and_hpm(spec, make_tuned_card, tmp_path, read_html):
+    card = make_tuned_card(spec, PLAIN, controls=ALL)
+    fc = make_tuned_card(spec, replace(PLAIN, control=Control.FC), controls={})
+    name = card.hpm_bench.model_id
+    page = page_of([card, fc], tmp_path, read_html, name)
+    shown = page.text[
+        page.text.index("HPM SOLO beside its controls") : page.text.index("HPM JOINT beside its controls")
+    ]
+    places = [shown.index(title) for title in ("Base model, before fine-tuning", *CONTROLS.values())]
+    assert places == sorted(places)
+    for control in card.hpm_bench.beside(Batching.SOLO):
+        assert f"{control.robust.text}% {control.robust.low:.1f}–{control.robust.high:.1f}" in shown
+        assert f"{control.only_hpm} {control.only_control} p" in shown
+    leads = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
+    assert f"{name}_fc.html" in leads
+    assert f"{name}_static.html" not in leads, "its card is not here"
+    assert "After the same fine-tuning" in page.text
+    assert "no gain can be credited" not in page.text
+    assert card.hpm_bench.fc(Batching.SOLO).autoattack.text in read_html(tmp_path / "board/index.html").text
+
+
+def test_without_c1_page_and_terminal_say_that_nothing_is_credited(spec, make_tuned_card, tmp_path, read_html):
+    card = make_tuned_card(spec, PLAIN, controls={"static": 0.3})
+    page = page_of([card], tmp_path, read_html, card.hpm_bench.model_id)
+    assert "No gain is credited to HPM here" in page.text
+    assert page.text.count("no gain can be credited to HPM") == 4
+    assert "C1 not tried" in read_html(tmp_path / "board/index.html").text
+    assert "no gain can be credited to HPM" in render_card(card)
+    assert "no gain" not in render_card(make_tuned_card(spec, PLAIN, controls=ALL))
+
+
+def test_a_control_speaks_neither_for_nor_against_hpm_and_leads_back(spec, make_tuned_card, tmp_path, read_html):
+    card = make_tuned_card(spec, PLAIN, controls=ALL)
+    alone = make_tuned_card(spec, replace(PLAIN, control=Control.STATIC), controls={})
+    assert alone.hpm_bench.verdicts == []
+    page = page_of([card, alone], tmp_path, read_html, alone.hpm_bench.model_id)
+    assert "says nothing for or against HPM" in page.text
+    assert f"{card.hpm_bench.model_id}.html" in {a.get("href") for tag, a in page.tags if tag == "a"}
+    rows = {row.bench.model_id: row for track in tracks([card, alone]) for row in track.rows}
+    assert rows[alone.hpm_bench.model_id].p_holm is None
+    assert rows[card.hpm_bench.model_id].p_holm == rows[card.hpm_bench.model_id].p_value
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda bench: bench["verdicts"][0].update(verdict="helps"), "does not follow from the counts"),
+        (lambda bench: bench["controls"].pop(0), "does not follow from the counts"),
+        (lambda bench: bench["controls"][0].update(only_hpm=50), "p_value"),
+        (lambda bench: bench["controls"].append(bench["controls"][0]), "or twice"),
+        (lambda bench: bench["controls"][0].update(control="other"), "controls.0.control"),
+        (lambda bench: bench["controls"][2].update(robust=bench["controls"][4]["robust"]), "does not fit HPM"),
+        (lambda bench: bench["defence"].pop("tuning"), "stands beside no HPM that was fine-tuned"),
+        (lambda bench: bench["defence"]["tuning"].update(control="<b>"), "an unknown control"),
+        (lambda bench: bench["defence"]["tuning"].pop("name"), "without a name"),
+        (lambda bench: bench["fine_tuning"].update(curves=[]), "fine_tuning.curves"),
+        (lambda bench: bench["fine_tuning"]["curves"][0].update(clean=1.5), "fine_tuning.curves.0.clean"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(spec, make_tuned_card, change, problem):
+    data = make_tuned_card(spec, PLAIN, controls={"fc": 0.05, "static": 0.1, "shuffled": 0.35}).to_json()
+    assert ModelCard.model_validate_json(json.dumps(data)).hpm_bench.controls
+    change(data["hpm_bench"])
+    with pytest.raises(ValueError, match=problem):
+        ModelCard.model_validate_json(json.dumps(data))
+
+
+def test_controls_under_another_budget_are_refused(spec, wider, make_record):
+    own = make_record(spec.tuned("a"), "hpm", Batching.SOLO, clean=0.8, strengths=[0.3] * 7)
+    other = make_record(wider, "base", Batching.SOLO, clean=0.8, strengths=[0.3] * 4)
+    tuned = Tuned(FineTuning(curves=[Point(epoch=0)], reports=[]), {"fc": [other]})
+    with pytest.raises(InvalidInput, match="the control fc on the images and budget of"):
+        build_card(spec.tuned("a"), [own], n_classes=10, tuned=tuned)
+
+
+def test_a_card_with_controls_is_not_replaced_by_one_without(spec, make_tuned_card, tmp_path):
+    card = make_tuned_card(spec, PLAIN, controls=ALL)
+    path, bench = write_card(card, tmp_path), card.hpm_bench
+    trials = {evaluation.trial for evaluation in bench.evaluations}
+    check_replaceable(path, trials, bench.defence, bench.weights.sha256, controls=True)
+    with pytest.raises(UsageProblem, match=r"tells of controls, too.*--controls"):
+        check_replaceable(path, trials, bench.defence, bench.weights.sha256)
+
+
+# How the fine-tuning went
+
+
+def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_path, read_html):
+    card = make_tuned_card(spec, PLAIN, controls=ALL)
+    data = card.to_json()
+    data["hpm_bench"]["fine_tuning"]["reports"].append("</ul><script>alert(1)</script>")
+    page = page_of([ModelCard.model_validate_json(json.dumps(data))], tmp_path, read_html, card.hpm_bench.model_id)
+    (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    kind, _, content = picture["src"].partition(",")
+    assert kind == "data:image/svg+xml"
+    tags = [element.tag.rpartition("}")[2] for element in ElementTree.fromstring(unquote(content)).iter()]
+    assert tags.count("polyline") == 3
+    assert "Clean accuracy fell from 80.00% to 77.00%" in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "fine-tuning: Clean accuracy fell" in render_card(card)

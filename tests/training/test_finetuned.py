@@ -13,12 +13,12 @@ import torch
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.ledger.curves import render_curves
+from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on
-from hpm_robustbench.training.curves import render_curves
 from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
 from hpm_robustbench.training.loop import Lesson, Loop
-from hpm_robustbench.training.measure import Point
 from hpm_robustbench.training.recipe import Control, Tuning
 
 LINF = ThreatModel.parse("Linf", "0.1")
@@ -34,7 +34,7 @@ def test_a_second_call_reads_what_the_first_has_finished(wrapped, digits, quick,
     second = finetuned(wrapped, digits, Tuning(quick), tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert state_sha256(second.classifier) == state_sha256(first.classifier)
-    assert second.curves == first.curves
+    assert second.course == first.course
     assert sorted(path.name for path in first.folder.iterdir()) == [
         "classifier.json",
         "classifier.safetensors",
@@ -86,8 +86,7 @@ def test_on_trial_the_original_model_stands_beside_hpm_and_the_tuned_one_beside_
 def test_lost_clean_accuracy_is_reported(wrapped, digits, quick, tmp_path: Path) -> None:
     ruinous = quick.with_knobs({"learning_rate": 1.0, "attack_steps": 0, "clean_bound": 0.01})
     done = finetuned(wrapped, digits, Tuning(ruinous), tmp_path)
-    assert any("Clean accuracy fell" in report for report in done.reports)
-    assert "Clean accuracy fell" in on_trial(wrapped, done, Tuning(ruinous)).prototypes_from
+    assert any("Clean accuracy fell" in report for report in done.course.reports)
 
 
 def test_training_images_that_are_not_there_are_named(wrapped, digits, quick, tmp_path: Path) -> None:
@@ -101,12 +100,16 @@ def test_a_threat_model_without_a_budget_is_refused(wrapped, digits, quick, tmp_
 
 
 def test_the_picture_is_whole_xml_whatever_the_title_and_holds_every_curve() -> None:
-    points = [Point(0, None, 0.9, 0.5), Point(1, 1.5, 0.91, 0.6), Point(2, 1.0, 0.92, 0.7)]
+    points = [
+        Point(epoch=0, clean=0.9, robust=0.5),
+        Point(epoch=1, loss=1.5, clean=0.91, robust=0.6),
+        Point(epoch=2, loss=1.0, clean=0.92, robust=0.7),
+    ]
     picture = ElementTree.fromstring(render_curves(points, "<script>alert(1)</script> & \"'"))
     tags = [element.tag.rpartition("}")[2] for element in picture.iter()]
     assert tags.count("polyline") == 3
     assert "script" not in tags
-    lone = ElementTree.fromstring(render_curves([Point(0)], "nothing measured"))
+    lone = ElementTree.fromstring(render_curves([Point(epoch=0)], "nothing measured"))
     assert "polyline" not in [element.tag.rpartition("}")[2] for element in lone.iter()]
 
 

@@ -7,7 +7,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hpm_robustbench.training.measure import Point
+from hpm_robustbench.ledger.fine_tuning import Point
 
 _WIDTH, _HEIGHT, _MARGIN = 480, 220, 40
 
@@ -48,7 +48,7 @@ def _percent(share: float | None) -> str:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("hpm_robustbench.training", "site"),
+        loader=PackageLoader("hpm_robustbench.ledger", "site"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
