@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hpm_robustbench.pipeline import Case, RunOptions, fine_tune, prepare, screen
-from hpm_robustbench.threat import Batching
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.ledger.model_card import read_card
+from hpm_robustbench.pipeline import Case, RunOptions, evaluate, fine_tune, prepare, screen
+from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import builtin_specs
 
@@ -58,3 +60,39 @@ def test_the_short_looks_look_at_the_fine_tuned_one(options: RunOptions) -> None
     assert {plan.model for plan in with_hpm} == {f"{SPEC.name}_{TUNING.name}"}
     coupled = prepare(SPEC, replace(options, screen="coupling"))
     assert set(names(coupled)) == {f"{SPEC.name}_{TUNING.name}"}
+
+
+def test_all_controls_go_to_trial_with_it_and_the_base_model_once(options: RunOptions) -> None:
+    case = prepare(SPEC, replace(options, controls=True))
+    assert list(case.controls) == list(Control)
+    for control, beside in case.controls.items():
+        alone = prepare(SPEC, replace(options, tuning=replace(TUNING, control=control)))
+        assert keys(beside) == keys(alone)
+    # HPM and four controls, alone and in batches; the base model; C1, which is a base of its own
+    assert len(case.all_trials) == 5 * 2 + 2
+    assert len({plan.run_key for plan, _ in case.all_trials}) == len(case.all_trials)
+
+
+def test_controls_of_nothing_or_of_a_control_are_refused(options: RunOptions) -> None:
+    with pytest.raises(UsageProblem, match="no recipe"):
+        replace(options, tuning=None, controls=True)
+    with pytest.raises(UsageProblem, match="_static alone"):
+        replace(options, tuning=replace(TUNING, control=Control.STATIC), controls=True)
+
+
+def test_its_card_tells_of_every_control_and_each_control_has_its_own(options: RunOptions) -> None:
+    """Under a budget that breaks everything at the first step, so that it takes seconds."""
+    easy = replace(SPEC, threat=ThreatModel.parse("Linf", "1/2"))
+    outcome = evaluate(easy, replace(options, batchings=(Batching.SOLO,), n_ex=4, controls=True))
+    bench = outcome.card.hpm_bench
+    assert [control.control for control in bench.controls] == [control.value for control in Control]
+    assert len(bench.fine_tuning.curves) == 2
+    for control in bench.controls:
+        own = read_card(outcome.card_path.with_name(f"{bench.model_id}_{control.control}.json")).hpm_bench
+        answered = own.evaluation("base" if control.control == "fc" else "hpm", Batching.SOLO)
+        assert (answered.run_key, answered.clean, answered.robust) == (control.run_key, control.clean, control.robust)
+        assert own.verdicts == []
+    again = evaluate(easy, replace(options, batchings=(Batching.SOLO,), n_ex=4, controls=True))
+    assert again.card == outcome.card
+    with pytest.raises(UsageProblem, match="tells of controls, too"):
+        evaluate(easy, replace(options, batchings=(Batching.SOLO,), n_ex=4))
