@@ -16,7 +16,7 @@ import click
 
 from hpm_robustbench.errors import HpmBenchError
 from hpm_robustbench.finetune import finetune
-from hpm_robustbench.options import OF_A_MODEL, control, recipe_options, subject_options, work_options
+from hpm_robustbench.options import OF_A_MODEL, control, hpm_knobs, recipe_options, subject_options, work_options
 from hpm_robustbench.options import a_path as _path
 from hpm_robustbench.options import allow_global as _allow_global
 from hpm_robustbench.options import allow_license as _allow_license
@@ -62,6 +62,7 @@ def cli(quiet: bool) -> None:
     help="How HPM is deployed; may be repeated. SOLO is always tried.",
 )
 @click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
+@hpm_knobs
 @recipe_options(None)
 @control
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")

@@ -12,6 +12,7 @@ from hpm_robustbench import options
 
 @click.command()
 @options.subject_options
+@options.hpm_knobs
 @options.recipe_options("uniform-v1")
 @click.option("--controls", is_flag=True, help="Train all four controls too, with the same budget, order and seed.")
 @options.work_options

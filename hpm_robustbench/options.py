@@ -84,10 +84,12 @@ subject_options = together(
 )
 
 
+hpm_knobs = click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of HPM, e.g. beta=0.3.")
+
+
 def recipe_options(default: str | None) -> Decorator:
     """What a fine-tuning is, under ``default`` if nobody says."""
     return together(
-        click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of HPM, e.g. beta=0.3."),
         click.option(
             "--recipe", default=default, show_default=True, help="Fine-tune by prototypes, head or uniform-v1."
         ),

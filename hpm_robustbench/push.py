@@ -35,6 +35,7 @@ from hpm_robustbench.errors import UsageProblem
 @click.option("--data", type=options.a_path)
 @options.both_spellings("threat_model")
 @click.option("--eps")
+@options.recipe_options(None)
 @options.model_dir
 @options.checksums
 @options.allow_global

@@ -69,6 +69,7 @@ def _describe(classifier: Defence, origin: Origin, file: bytes, contains: Litera
         sha256=hashlib.sha256(file).hexdigest(),
         state_sha256=state_sha256(classifier),
         prototypes=origin.prototypes,
+        **({"tuned_by": list(origin.tuned_by)} if origin.tuned_by else {}),
     )
 
 

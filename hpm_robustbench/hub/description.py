@@ -62,6 +62,7 @@ class Description(Block):
         sha256: of that file.
         state_sha256: of every tensor of the classifier, the backbone's included.
         prototypes: where the dataset prototypes come from, in words.
+        tuned_by: the options of ``hpm-bench run`` that ask for its fine-tuning; absent if it was not fine-tuned.
     """
 
     schema_version: Literal["1.0"]
@@ -77,6 +78,9 @@ class Description(Block):
     sha256: Sha256
     state_sha256: Sha256
     prototypes: Annotated[str, Field(max_length=1024)]
+    tuned_by: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=128)] = Field(
+        default_factory=list
+    )
 
     @property
     def config(self) -> HPMConfig:
@@ -112,7 +116,7 @@ class Description(Block):
 
     def to_text(self) -> str:
         """The text of the file: equal models, equal bytes."""
-        return self.model_dump_json(indent=2) + "\n"
+        return self.model_dump_json(indent=2, exclude_unset=True) + "\n"
 
 
 def read_description(content: bytes, where: str) -> Description:

@@ -24,11 +24,13 @@ class Origin:
         spec: its base model; the sha256 of every file of its weights is known.
         images: what it takes and answers.
         prototypes: where its dataset prototypes come from, in words.
+        tuned_by: the options that ask for its fine-tuning, if it was fine-tuned.
     """
 
     spec: ModelSpec
     images: Dataset
     prototypes: str
+    tuned_by: tuple[str, ...] = ()
 
     @property
     def base_is_published(self) -> bool:

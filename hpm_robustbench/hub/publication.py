@@ -30,7 +30,7 @@ class Wish:
     Attributes:
         repo: where it goes.
         batching: how the classifier is to answer.
-        include_backbone: store the whole model.
+        include_backbone: store the whole model, as is always done where fine-tuning has changed its backbone.
         licences: further ones under which the caller may publish.
         samples: dataset repository for what happened to each image.
         benchmark: of the Hub, whose board is to show the result.
@@ -97,7 +97,10 @@ def compose(case: Case, card: ModelCard, wish: Wish, means: Means) -> Publicatio
     """
     classifier = _tried(case, card, wish.batching)
     weights = replace(case.spec.weights, sha256=case.weights_sha256)
-    origin = Origin(replace(case.spec, weights=weights), case.test.dataset, case.wrapped.prototypes_from)
+    base = replace(case.spec, name=case.spec.untuned_name, tuning=None, weights=weights)
+    assert card.hpm_bench is not None
+    tuned_by = tuple(card.hpm_bench.tuning_options)
+    origin = Origin(base, case.test.dataset, case.wrapped.prototypes_from, tuned_by)
     return gather(classifier, origin, card, wish, means)
 
 

@@ -34,13 +34,15 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
         InvalidInput: the card tells of another model than the one that is here.
         HpmBenchError: see ``pipeline.prepare``, ``publication.compose`` and ``publish_samples``.
     """
-    card = _card(spec, options)
+    card = _card(spec if options.tuning is None else spec.tuned(options.tuning.name), options)
     assert card.hpm_bench is not None
     check_licences([replace(spec, paper=replace(spec.paper, license=card.hpm_bench.license))], wish.licences)
     case = prepare(spec, _as_tried(card, options, wish.batching))
     known = any(other.factory == spec.factory for other in catalog().specs())
     network = None if known else build(spec)
     means = Means(options.model_dir, network, options.device, options.trust)
+    if options.tuning is not None and "backbone" in options.tuning.learned:
+        wish = replace(wish, include_backbone=True)
     if wish.samples is None:
         return compose(case, card, wish, means)
     samples, card = publish_samples(card, case.test.labels.tolist(), options.output / "runs", wish.samples)
@@ -64,10 +66,12 @@ def _card(spec: ModelSpec, options: RunOptions) -> ModelCard:
     path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
     card = read_card(path) if path.exists() else None
     if card is None or card.hpm_bench is None:
+        recipe = [] if options.tuning is None else options.tuning.options
+        command = " ".join(["hpm-bench run --model", spec.untuned_name, *recipe])
         raise UsageProblem(
             wanted=f"the card of {spec.name} at {path}: only a model that was tried is published",
             got="none",
-            next_step=f"try it first: hpm-bench run --model {spec.name}; or name its folder with --output",
+            next_step=f"try it first: {command}; or name its folder with --output",
         )
     return card
 
@@ -86,5 +90,6 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
         joint_size=joint.batch_size if joint else options.joint_size,
         seed=solo.seed,
         defence=HPMConfig(**defence),
+        tuning=options.tuning and replace(options.tuning, seed=solo.seed),
         overwrite=True,  # nothing is written
     )

@@ -71,7 +71,8 @@ def restore(description: Description, state: Mapping[str, Tensor], means: Means,
     parts, about = take_apart(network, description.images, x, spec.head, coupled=description.coupled)
     classifier = _empty(parts, description, state, where).to(means.device)
     _fill(classifier, description, state, where)
-    return Restored(classifier.freeze(), Origin(spec, description.images, description.prototypes), about)
+    origin = Origin(spec, description.images, description.prototypes, tuple(description.tuned_by))
+    return Restored(classifier.freeze(), origin, about)
 
 
 def _network(description: Description, spec: ModelSpec, means: Means) -> nn.Module:

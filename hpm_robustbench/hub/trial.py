@@ -67,9 +67,17 @@ def candidate(text: str, factory: str | None, means: Means) -> Candidate:
         means: how the base model is had.
 
     Raises:
+        UsageProblem: it was fine-tuned.
         HpmBenchError: see ``found.find``, ``base_spec`` and ``architectures.build``.
     """
     found = on_hub(HubFile.parse(text.removeprefix("hf:")), Hub())
+    if found.description.tuned_by:
+        base, recipe = found.description.base.model, " ".join(found.description.tuned_by)
+        raise UsageProblem(
+            wanted="a model that was not fine-tuned: without its base and its controls no gain can be credited to HPM",
+            got=f"{text}, fine-tuned from {base}",
+            next_step=f"fine-tune {base} anew with {recipe} --controls, or load this one from Python",
+        )
     spec = base_spec(found.description.base, own=factory is not None)
     if factory is not None:
         spec = replace(spec, factory=f"python:{factory}")

@@ -141,6 +141,12 @@ class Bench(Block):
         return cast("ControlName | None", self.tuning.get("control"))
 
     @property
+    def tuning_options(self) -> list[str]:
+        """The command line options that ask for the fine-tuning."""
+        options = self.tuning.get("options")
+        return [str(option) for option in options] if isinstance(options, list) else []
+
+    @property
     def untuned_id(self) -> str:
         """The model's name before it was fine-tuned."""
         return self.model_id.removesuffix(f"_{self.tuning['name']}") if self.tuning else self.model_id

@@ -82,7 +82,7 @@ def command(bench: HpmBench | CorruptionBench) -> str:
         ["--dataset", solo.dataset, "--threat_model", bench.threat_name, *budget],
         ["--n_ex", str(solo.n), "--batch_size", str(solo.batch_size), "--seed", str(solo.seed)],
         [part for e in bench.evaluations if e.target == "hpm" for part in _batching_options(e)],
-        _tuning_options(bench),
+        bench.tuning_options,
         [part for knob, value in sorted(bench.knobs.items()) for part in ("--hpm", f"{knob}={_knob(value)}")],
     ]
     return " \\\n  ".join(shlex.join(line) for line in lines if line)
@@ -98,11 +98,6 @@ def _model_options(bench: Bench) -> list[str]:
     if not bench.factory.startswith("python:"):
         return ["--model", bench.base_model, *weights]
     return ["--factory", bench.factory.removeprefix("python:"), "--name", bench.untuned_id, *weights]
-
-
-def _tuning_options(bench: Bench) -> list[str]:
-    options = bench.tuning.get("options")
-    return [str(option) for option in options] if isinstance(options, list) else []
 
 
 def _batching_options(evaluation: Evaluation | CorruptionEvaluation) -> list[str]:
