@@ -63,6 +63,13 @@ def cli(quiet: bool) -> None:
 )
 @click.option("--joint-size", type=click.IntRange(min=1), default=128, show_default=True, help="Batch under JOINT.")
 @hpm_knobs
+@click.option(
+    "--batches",
+    type=click.Choice(["iid", "sorted", "single-class"]),
+    default="iid",
+    show_default=True,
+    help="Which images meet under JOINT: as they come, sorted by label within two batches, or one class each.",
+)
 @recipe_options(None)
 @control
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")

@@ -54,7 +54,7 @@ from hpm_robustbench.ledger.plan import (
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.shapes import Images
-from hpm_robustbench.threat import Batching, Corruptions, Dataset, ThreatModel
+from hpm_robustbench.threat import Batching, Composition, Corruptions, Dataset, ThreatModel
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
 from hpm_robustbench.training.recipe import Control, Tuning
@@ -80,6 +80,7 @@ class RunOptions:
             is always among them.
         batch_size: images an attack works on together; part of what makes a result reproducible.
         joint_size: images answered together under JOINT.
+        composition: which images these are.
         seed: of every random choice.
         device: where to compute, as torch names it.
         defence: the definition of HPM.
@@ -102,6 +103,7 @@ class RunOptions:
     batchings: tuple[Batching, ...] = (Batching.SOLO, Batching.JOINT)
     batch_size: int = 250
     joint_size: int = 128
+    composition: Composition = Composition.IID
     seed: int = 0
     device: str = "cpu"
     defence: HPMConfig = field(default_factory=HPMConfig)
@@ -533,6 +535,7 @@ def _plan(
         "software": _software(subject.device, reads_images=isinstance(spec.threat, Corruptions)),
         "seed": options.seed,
         "batch_size": batch_size,
+        **_composed(batching, options.composition, test),
     }
     if isinstance(spec.threat, ThreatModel):
         protocol = QUICK if options.screen else "standard" if subject.target == "base" else MSA
@@ -546,6 +549,13 @@ def _plan(
         shard_size=batch_size * max(1, _FILE // batch_size),
         **shared,
     )
+
+
+def _composed(batching: Batching, composition: Composition, test: ExampleSet) -> dict[str, Any]:
+    """How a plan fills its batches, if not at random; only those of JOINT can tell the difference."""
+    if batching is not Batching.JOINT or composition is Composition.IID:
+        return {}
+    return {"composition": composition, "labels": tuple(test.labels.tolist())}
 
 
 def _software(device: torch.device, *, reads_images: bool) -> dict[str, str]:

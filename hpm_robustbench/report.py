@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from hpm_robustbench.threat import Corruptions
+from hpm_robustbench.threat import Composition, Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from hpm_robustbench.ledger.card_bench import HpmBench
+    from hpm_robustbench.ledger.card_bench import HpmBench, Verdict
     from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
     from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
     from hpm_robustbench.ledger.card_schema import ModelCard
@@ -94,7 +94,7 @@ def _under_attack(bench: HpmBench) -> list[str]:
         ],
     )
     verdicts = [
-        f"{v.batching.value}: HPM {v.verdict} "
+        f"{_judged(bench, v)}: HPM {v.verdict} "
         f"(images that stand only on the base: {v.only_base}, only on HPM: {v.only_hpm}; p = {v.p_value:.3g})"
         for v in bench.verdicts
     ]
@@ -150,7 +150,14 @@ def _target(evaluation: Evaluation | CorruptionEvaluation) -> str:
     if evaluation.target == "base":
         return "base"
     size = f" B={evaluation.batch_size}" if evaluation.batch_per_class else ""
-    return f"hpm {evaluation.batching.value}{size}"
+    composed = "" if evaluation.composition is Composition.IID else f" {evaluation.composition.value}"
+    return f"hpm {evaluation.batching.value}{size}{composed}"
+
+
+def _judged(bench: HpmBench, verdict: Verdict) -> str:
+    """What a verdict is about, without the model."""
+    evaluation = bench.evaluation("hpm", verdict.batching)
+    return "" if evaluation is None else _target(evaluation).removeprefix("hpm ")
 
 
 def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -162,6 +169,7 @@ def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "target": record.plan.target,
             "batching": record.plan.batching.value,
             "batch_size": record.plan.batch_size,
+            "batches": record.plan.composition.value,
             "n": record.n,
             "clean": round(100 * sum(record.clean_correct) / record.n, 2),
             "at_most": round(100 * sum(record.standing()) / record.n, 2),

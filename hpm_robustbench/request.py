@@ -12,7 +12,7 @@ from typing import Any
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.pipeline import RunOptions
-from hpm_robustbench.threat import Batching, Norm, Threat, parse_threat, parse_threat_name
+from hpm_robustbench.threat import Batching, Composition, Norm, Threat, parse_threat, parse_threat_name
 from hpm_robustbench.training.recipe import Tuning, find_control, find_recipe
 from hpm_robustbench.weights import Trust
 from hpm_robustbench.weights.hub import at_commits
@@ -159,6 +159,7 @@ def run_options(
     *,
     batching: Sequence[str],
     knobs: Sequence[str],
+    batches: str = Composition.IID.value,
     checksums: Path | None = None,
     allow_global: Sequence[str] = (),
     recipe: str | None = None,
@@ -174,6 +175,7 @@ def run_options(
     """
     return RunOptions(
         batchings=tuple(Batching(b) for b in dict.fromkeys(batching)),
+        composition=Composition(batches),
         defence=_defence(knobs),
         trust=Trust(checksums, tuple(allow_global)),
         tuning=_tuning(recipe, control, tune, rest.get("seed", RunOptions.seed)),

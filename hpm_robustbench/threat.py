@@ -215,3 +215,14 @@ class Batching(str, Enum):
     def row_independent(self) -> bool:
         """Whether the answer for one image ignores every other image of the call."""
         return self is not Batching.JOINT
+
+
+class Composition(str, Enum):
+    """Which images meet in a batch of JOINT, after they were shuffled once by the seed."""
+
+    IID = "iid"
+    """As they were shuffled."""
+    SORTED = "sorted"
+    """Sorted by label inside windows of two batches, so that a batch holds half of the classes (Chen et al. 2022)."""
+    SINGLE_CLASS = "single-class"
+    """Of one label each; the last batch of every class may be a partial one."""

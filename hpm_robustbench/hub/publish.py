@@ -88,6 +88,7 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
         batchings=(batching,),
         batch_size=solo.batch_size,
         joint_size=joint.batch_size if joint else options.joint_size,
+        composition=joint.composition if joint else options.composition,
         seed=solo.seed,
         defence=HPMConfig(**defence),
         tuning=options.tuning and replace(options.tuning, seed=solo.seed),

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from hpm_robustbench.ledger.card_bench import Bench
 from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, Percent, PercentText, Target
 from hpm_robustbench.ledger.card_evaluation import Metric
-from hpm_robustbench.threat import Batching, Corruptions
+from hpm_robustbench.threat import Batching, Composition, Corruptions
 
 RightBySeverity = Annotated[list[Count], Field(min_length=5, max_length=5)]
 """Images that are classified correctly at severity 1, 2, 3, 4 and 5."""
@@ -22,7 +22,8 @@ class CorruptionEvaluation(Block):
 
     ``right`` counts images per corruption and severity; ``corruptions_acc`` is, as in RobustBench, the mean of the
     accuracies of all of them, each over the same ``n`` images. ``fingerprint`` covers the clean and all corrupted
-    images. ``batch_per_class`` is B/C, the mean number of batch mates of one class.
+    images. ``batch_per_class`` is B/C, the mean number of batch mates of one class; ``composition`` says which images
+    meet in a batch of JOINT.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -43,6 +44,7 @@ class CorruptionEvaluation(Block):
     corruptions_acc: Percent
     right: dict[str, RightBySeverity]
     flags: list[str]
+    composition: Composition = Composition.IID
 
     @property
     def text(self) -> str:
@@ -57,7 +59,7 @@ class CorruptionEvaluation(Block):
     @property
     def trial(self) -> tuple[object, ...]:
         """What tells this evaluation from others of the same model."""
-        return self.target, self.batching, self.batch_size, self.seed, None, self.fingerprint
+        return self.target, self.batching, self.batch_size, self.composition, self.seed, None, self.fingerprint
 
     def percent(self, kind: str, severity: int | None = None) -> float:
         """Accuracy under one corruption, in percent: at one severity, or the mean of all."""
@@ -74,6 +76,8 @@ class CorruptionEvaluation(Block):
             raise ValueError("corruptions_acc does not follow from right")
         if (self.batching is Batching.JOINT) != (self.batch_per_class is not None):
             raise ValueError("batch_per_class belongs to JOINT evaluations, and only to them")
+        if self.composition is not Composition.IID and self.batching is not Batching.JOINT:
+            raise ValueError("only the batches of JOINT are composed")
         return self
 
 

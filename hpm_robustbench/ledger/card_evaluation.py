@@ -15,7 +15,7 @@ from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.indicators import Indicator, indicators, of_black_boxes, of_transfers
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.statistics import proportion
-from hpm_robustbench.threat import Batching, Norm
+from hpm_robustbench.threat import Batching, Composition, Norm
 
 
 class Metric(Block):
@@ -111,7 +111,8 @@ class Evaluation(Block):
     ``robust`` is sample-worst over all steps; ``autoattack`` over the steps of standard AutoAttack alone;
     ``batch_worst`` lets each batch meet only the one step that hurts it most. ``batch_per_class`` is B/C, the mean
     number of batch mates of one class. ``flags`` were raised about the whole run, those of a step stand with it.
-    ``diagnostics`` tell how far the attacks can be trusted; what they raise is among the flags.
+    ``diagnostics`` tell how far the attacks can be trusted; what they raise is among the flags. ``composition`` says
+    which images meet in a batch of JOINT.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -137,11 +138,13 @@ class Evaluation(Block):
     flags: list[str]
     steps: list[StepSummary]
     diagnostics: Diagnostics | None = None
+    composition: Composition = Composition.IID
 
     @property
     def trial(self) -> tuple[object, ...]:
         """What tells this evaluation from others of the same model."""
-        return self.target, self.batching, self.batch_size, self.seed, self.threat.eps_exact, self.fingerprint
+        budget, images = self.threat.eps_exact, self.fingerprint
+        return self.target, self.batching, self.batch_size, self.composition, self.seed, budget, images
 
     @property
     def passes(self) -> float:
@@ -191,6 +194,8 @@ class Evaluation(Block):
             raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
         if (self.batching is Batching.JOINT) != (self.batch_worst is not None and self.batch_per_class is not None):
             raise ValueError("batch_worst and batch_per_class belong to JOINT evaluations, and only to them")
+        if self.composition is not Composition.IID and self.batching is not Batching.JOINT:
+            raise ValueError("only the batches of JOINT are composed")
         met = zip(cascade[:-1], self.steps, strict=True)
         if self.batching.row_independent and any(
             (step.attempted, step.broken) != (before.count, before.count - step.robust.count) for before, step in met

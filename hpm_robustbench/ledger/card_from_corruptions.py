@@ -13,7 +13,14 @@ from hpm_robustbench.ledger.card_corruptions import (
     mean_accuracy,
 )
 from hpm_robustbench.ledger.card_evaluation import Metric
-from hpm_robustbench.ledger.card_from_records import card_of, check_subject, in_order, origin, published_number
+from hpm_robustbench.ledger.card_from_records import (
+    card_of,
+    check_subject,
+    composed,
+    in_order,
+    origin,
+    published_number,
+)
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of
 from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.threat import Batching, Corruptions
@@ -70,6 +77,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> CorruptionEvaluation:
         corruptions_acc=round(mean_accuracy(right, record.n), 2),
         right=right,
         flags=[f"{step.name}: {flag}" for step in record.steps for flag in step.flags],
+        **composed(plan),
     )
 
 

@@ -15,10 +15,10 @@ from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSumma
 from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.indicators import black_box_wins, indicators, overstates
-from hpm_robustbench.ledger.plan import AUTOATTACK, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
-from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.threat import Batching, Composition, ThreatModel
 from hpm_robustbench.threat import Threat as AnyThreat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
@@ -190,8 +190,19 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
         flags=[*record[CLEAN].flags, *_overstated(record), *_unconverged(record), *_diagnosed(record)],
         steps=[_step(record, step) for step in plan.steps],
-        **({"diagnostics": record.diagnostics} if record.diagnostics else {}),
+        **_found_out(record),
+        **composed(plan),
     )
+
+
+def _found_out(record: RunRecord) -> dict[str, Any]:
+    """The fields that tell what was measured after the attacks, where it was."""
+    return {"diagnostics": record.diagnostics} if record.diagnostics else {}
+
+
+def composed(plan: BasePlan) -> dict[str, Any]:
+    """The field of an evaluation that tells how its batches were composed, unless they were drawn alike."""
+    return {} if plan.composition is Composition.IID else {"composition": plan.composition}
 
 
 def _threat(threat: AnyThreat) -> Threat:

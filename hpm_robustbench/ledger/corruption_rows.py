@@ -67,6 +67,7 @@ class CorruptionRow:
             "hpm_joint_corruptions": joint.corruptions_acc if joint else None,
             "joint_batch_size": joint.batch_size if joint else None,
             "joint_batch_per_class": joint.batch_per_class if joint else None,
+            "joint_composition": joint.composition.value if joint else None,
             "n": self.solo.n,
             "license": self.bench.license,
             "page": self.page,

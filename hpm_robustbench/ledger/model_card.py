@@ -82,7 +82,8 @@ def check_replaceable(
 
     Args:
         path: where a new card will be written.
-        trials: of the new card: target, batching, batch size, seed, exact eps and fingerprint of each.
+        trials: of the new card: target, batching, batch size, composition, seed, exact eps and
+            fingerprint of each.
         defence: configuration of HPM.
         weights_sha256: of the files that the base model came from.
         controls: whether the new card will tell of controls.

@@ -19,7 +19,7 @@ from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrac
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
-from hpm_robustbench.threat import Corruptions
+from hpm_robustbench.threat import Composition, Corruptions
 
 GENERATOR = "hpm-bench leaderboard"
 """How a page says who made it."""
@@ -64,7 +64,10 @@ def p_value(value: float) -> str:
 
 def label(evaluation: Evaluation | CorruptionEvaluation) -> str:
     """What was evaluated, in the words of the board."""
-    return "Base model" if evaluation.target == "base" else f"HPM {evaluation.batching.name}"
+    if evaluation.target == "base":
+        return "Base model"
+    composed = "" if evaluation.composition is Composition.IID else f", {evaluation.composition.value} batches"
+    return f"HPM {evaluation.batching.name}{composed}"
 
 
 def curves(bench: HpmBench) -> str:
@@ -102,7 +105,8 @@ def _model_options(bench: Bench) -> list[str]:
 
 def _batching_options(evaluation: Evaluation | CorruptionEvaluation) -> list[str]:
     size = ["--joint-size", str(evaluation.batch_size)] if evaluation.batch_per_class else []
-    return ["--batching", evaluation.batching.value, *size]
+    composed = [] if evaluation.composition is Composition.IID else ["--batches", evaluation.composition.value]
+    return ["--batching", evaluation.batching.value, *size, *composed]
 
 
 def _knob(value: object) -> str:

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from hpm_robustbench.errors import IntegrityError, UsageProblem
-from hpm_robustbench.threat import Batching, Corruptions, Threat, ThreatModel, threat_from_json
+from hpm_robustbench.threat import Batching, Composition, Corruptions, Threat, ThreatModel, threat_from_json
 
 FORMAT = 1
 AUTOATTACK = "autoattack"
@@ -67,6 +68,7 @@ class BasePlan:
     ``target`` is ``hpm`` or ``base``. ``state_sha256`` covers every weight and buffer of target and surrogates.
     ``defence`` is the HPM configuration (empty for ``base``). ``batch_size`` is the batch that is computed
     together and, for JOINT, the batch in which the defence answers. ``software`` names versions and the kind of device.
+    ``labels`` of all examples are part of a plan whose ``composition`` depends on them.
     """
 
     model: str
@@ -82,6 +84,8 @@ class BasePlan:
     seed: int = 0
     batch_size: int = 250
     shard_size: int = 250
+    composition: Composition = Composition.IID
+    labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -95,6 +99,9 @@ class BasePlan:
                 got=f"{self.examples.n} examples, shard {self.shard_size}, batch {self.batch_size}",
                 next_step="change --n-ex or --batch-size",
             )
+        composed = self.composition is not Composition.IID
+        if len(self.labels) != self.examples.n * composed or (composed and self.batching is not Batching.JOINT):
+            raise ValueError("labels of all examples belong to JOINT batches that are composed by them, and only there")
 
     @property
     def run_key(self) -> str:
@@ -110,25 +117,47 @@ class BasePlan:
     def trial(self) -> tuple[object, ...]:
         """What tells the evaluation that a card makes of this plan from others of the same model."""
         budget = self.threat.to_json().get("eps_exact")
-        return self.target, self.batching, self.batch_size, self.seed, budget, self.examples.fingerprint
+        images = self.examples.fingerprint
+        return self.target, self.batching, self.batch_size, self.composition, self.seed, budget, images
 
     def shards(self) -> list[list[int]]:
-        """Row numbers of each shard: JOINT batches are shuffled once by the seed, others keep dataset order."""
-        n = self.examples.n
-        joint = self.batching is Batching.JOINT
-        order = np.random.default_rng(self.seed).permutation(n).tolist() if joint else list(range(n))
-        return [order[start : start + self.shard_size] for start in range(0, n, self.shard_size)]
+        """Row numbers of each shard: JOINT rows are shuffled once by the seed and composed, others keep their order."""
+        return [shard for rows in self._sequences() for shard in _parts(rows, self.shard_size)]
+
+    def batches(self) -> list[list[int]]:
+        """Row numbers of each batch; the last one of a shard may be a partial one."""
+        return [batch for shard in self.shards() for batch in _parts(shard, self.batch_size)]
+
+    def _sequences(self) -> list[list[int]]:
+        """Rows in the order in which they fill batches; those of two sequences never meet."""
+        if self.batching is not Batching.JOINT:
+            return [list(range(self.examples.n))]
+        order: list[int] = np.random.default_rng(self.seed).permutation(self.examples.n).tolist()
+        label = self.labels.__getitem__
+        if self.composition is Composition.SINGLE_CLASS:
+            return [list(rows) for _, rows in groupby(sorted(order, key=label), key=label)]
+        if self.composition is Composition.SORTED:
+            return [[row for window in _parts(order, 2 * self.batch_size) for row in sorted(window, key=label)]]
+        return [order]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``plan_from_json`` is its inverse."""
+        """Plain JSON values; ``plan_from_json`` is its inverse. A composition that is iid goes without saying."""
         data = asdict(self)
         data["format"] = FORMAT
+        composition, labels = data.pop("composition"), data.pop("labels")
+        if composition is not Composition.IID:
+            data |= {"composition": composition.value, "labels": list(labels)}
         data["batching"] = self.batching.value
         data["threat"] = self.threat.to_json()
         data["steps"] = [
             {"view": s.view, "attack": s.attack, "group": s.group, "parameters": dict(s.parameters)} for s in self.steps
         ]
         return data
+
+
+def _parts(rows: list[int], size: int) -> list[list[int]]:
+    """Consecutive rows, ``size`` at a time; the last part may be smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,8 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan | CorruptionPlan:
         fields["threat"] = threat_from_json(data["threat"])
         fields["steps"] = tuple(Step(**step) for step in data["steps"])
         fields["examples"] = Examples(**data["examples"])
+        if "composition" in data:
+            fields |= {"composition": Composition(data["composition"]), "labels": tuple(data["labels"])}
         return Plan(**fields) if isinstance(fields["threat"], ThreatModel) else CorruptionPlan(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(

@@ -109,10 +109,9 @@ class RunRecord:
         """
         position = {row: i for i, row in enumerate(self[CLEAN].rows)}
         total = 0
-        for shard in self.plan.shards():
-            for start in range(0, len(shard), self.plan.batch_size):
-                batch = [position[row] for row in shard[start : start + self.plan.batch_size]]
-                total += min(right for step in self.steps if (right := _right(step, batch)) is not None)
+        for rows in self.plan.batches():
+            batch = [position[row] for row in rows]
+            total += min(right for step in self.steps if (right := _right(step, batch)) is not None)
         return total
 
 

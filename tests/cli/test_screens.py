@@ -51,6 +51,16 @@ def test_what_batch_mates_can_do_to_each_other(tmp_path) -> None:
     assert standing["all mates, not the image"] <= standing["one mate, not the image"] <= clean
 
 
+def test_batches_are_composed_for_joint_alone(tmp_path) -> None:
+    """The other trials are those of any other command, and are not done again."""
+    arguments = ["-q", "run", "--screen", "quick", "--n-ex", "24", "--joint-size", "8", "--workers", "1"]
+    arguments += ["--batches", "sorted", "--format", "json", "--output", str(tmp_path)]
+    rows = json.loads(CliRunner().invoke(cli, arguments, obj=[], catch_exceptions=False).stdout)
+    assert [f"{row['batching']} {row['batches']}" for row in rows] == ["solo iid", "solo iid", "joint sorted"]
+    plans = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/plan.json")]
+    assert [len(plan["labels"]) for plan in plans if "labels" in plan] == [24]
+
+
 def test_an_unknown_screen(tmp_path) -> None:
     with pytest.raises(UnknownName, match="coupling"):
         screen(spec_to_run(MODEL, None, None, None), RunOptions(n_ex=4, output=tmp_path, screen="couple"))

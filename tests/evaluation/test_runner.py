@@ -19,7 +19,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.robustbench_compat import import_autoattack
-from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.threat import Batching, Composition, ThreatModel
 
 QUICK = (
     Step("hpm", "apgd-ce", AUTOATTACK, {"n_iter": 5}),
@@ -235,3 +235,50 @@ def test_a_torn_plan_is_written_again(wrapped: Wrapped, examples: ExampleSet, tm
     file.write_bytes(content[:50])
     assert record_of(plan, subject, examples, tmp_path) == whole
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [1, 8, 32, 128, 250, 1000])
+def test_any_batch_size_is_answered_in_those_batches_and_a_partial_last_one(
+    wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet], tmp_path: Path, size: int
+) -> None:
+    examples = digits[1].head(1003 if size == 1000 else 2 * size + 3)
+    subject = subject_of(wrapped, Batching.JOINT)
+    step = Step("hpm", "joint", MSA, {"loss": "ce", "steps": 1})
+    plan = plan_of(subject, examples, (step,), batch_size=size, shard_size=size)
+    assert len(plan.batches()[-1]) == (1 if size == 1 else 3)
+    record = record_of(plan, subject, examples, tmp_path)
+    assert record.clean_correct == right_in(plan.batches(), subject, examples)
+    assert Verdict.SKIPPED not in record[step.name].verdict or size == 1
+
+
+def right_in(batches: list[list[int]], subject: Subject, examples: ExampleSet) -> list[bool]:
+    """What the defence has right when it is shown the images of each batch together, and nothing else."""
+    right = [False] * len(examples)
+    for batch in batches:
+        predicted = subject.classifier(examples.images[batch]).argmax(dim=1)
+        for row, label in zip(batch, predicted, strict=True):
+            right[row] = bool(label == examples.labels[row])
+    return right
+
+
+def test_batches_of_one_are_solo(wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet], tmp_path: Path) -> None:
+    examples = digits[0].head(200)
+    joint, solo = subject_of(wrapped, Batching.JOINT), subject_of(wrapped)
+    alone = record_of(plan_of(joint, examples, (), batch_size=1, shard_size=50), joint, examples, tmp_path)
+    assert alone.clean_correct == record_of(plan_of(solo, examples, ()), solo, examples, tmp_path).clean_correct
+
+
+def test_composed_batches_are_answered_as_they_are_composed(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    """Whoever meets his own class alone is answered otherwise than in a mixed batch."""
+    subject, labels = subject_of(wrapped, Batching.JOINT), tuple(examples.labels.tolist())
+    right = {}
+    for composition in Composition:
+        composed = {} if composition is Composition.IID else {"composition": composition, "labels": labels}
+        plan = plan_of(subject, examples, QUICK_JOINT[:1], **composed)
+        record = record_of(plan, subject, examples, tmp_path)
+        assert record.clean_correct == right_in(plan.batches(), subject, examples)
+        assert sum(record.standing()) <= record.batch_worst()
+        right[composition] = record.clean_correct
+    assert right[Composition.SINGLE_CLASS] != right[Composition.IID]

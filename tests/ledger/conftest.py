@@ -68,7 +68,7 @@ def run_steps(plan: Plan, clean: float, strengths: list[float], flags: dict[str,
 
 @pytest.fixture(scope="session")
 def make_record() -> Callable[..., RunRecord]:
-    def make(spec, target, batching, *, clean, strengths, flags=None, seed=0) -> RunRecord:
+    def make(spec, target, batching, *, clean, strengths, flags=None, seed=0, composed=None) -> RunRecord:
         plan = Plan(
             model=spec.name,
             target=target,
@@ -83,6 +83,7 @@ def make_record() -> Callable[..., RunRecord]:
             seed=0,
             batch_size=128 if batching is Batching.JOINT else 100,
             shard_size=256 if batching is Batching.JOINT else 100,
+            **({"composition": composed, "labels": (0,) * N} if composed else {}),
         )
         results = tuple(run_steps(plan, clean, strengths, flags or {}, seed))
         return RunRecord(plan, results, {"python": "3.11", "platform": "Linux x86_64"})
