@@ -27,6 +27,7 @@ from hpm_robustbench.data import (
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.data.preprocessing import Preprocessing
 from hpm_robustbench.errors import IntegrityError, UnknownName, UsageProblem
+from hpm_robustbench.evaluation.aggregates import aggregate
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.diagnostics import diagnose
 from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256, subject_sha256
@@ -363,10 +364,11 @@ def attack(case: Case, share: Share = WHOLE) -> None:
 
 
 def examine(case: Case) -> None:
-    """Look for indicators of attack failure in every finished trial under attack, where nobody has yet."""
+    """Aggregate every finished trial under attack and look for indicators of attack failure, where nobody has yet."""
     with _full_precision_kernels():
         for plan, subject in case.all_trials:
             if isinstance(plan, Plan) and not case.is_screen:
+                aggregate(plan, subject, case.test, case.output / "runs")
                 diagnose(plan, subject, case.test, case.output / "runs")
 
 

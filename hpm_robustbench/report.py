@@ -55,7 +55,7 @@ def render_card(card: ModelCard) -> str:
 def _under_attack(bench: HpmBench) -> list[str]:
     """One line per evaluation, one per step, and the verdicts; cost is a multiple of AutoAttack's on the base model."""
     summary = render_table(
-        ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %", "cost"],
+        ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %", "composite %", "cost"],
         [
             [
                 _target(evaluation),
@@ -64,6 +64,7 @@ def _under_attack(bench: HpmBench) -> list[str]:
                 evaluation.robust.text,
                 f"{evaluation.robust.low:.2f}-{evaluation.robust.high:.2f}",
                 _text(evaluation.batch_worst),
+                _text(evaluation.composite),
                 _multiple(bench.cost(evaluation)),
             ]
             for evaluation in bench.evaluations
@@ -98,11 +99,16 @@ def _under_attack(bench: HpmBench) -> list[str]:
         f"(images that stand only on the base: {v.only_base}, only on HPM: {v.only_hpm}; p = {v.p_value:.3g})"
         for v in bench.verdicts
     ]
+    spreads = [
+        f"{_target(e)} in other batches, fewest to most: {', '.join(f'{k} {text} %' for k, text in e.spreads.items())}"
+        for e in bench.evaluations
+        if e.spreads
+    ]
     flags = [f"flag: {_target(e)}: {flag}" for e in bench.evaluations for flag in e.all_flags]
     flags += [f"fine-tuning: {report}" for report in (bench.fine_tuning.reports if bench.fine_tuning else [])]
     measured = any(evaluation.indicators for evaluation in bench.evaluations)
     beside = [_beside_controls(bench)] if bench.tuning and not bench.control else []
-    return [summary, steps, *([doubts] if measured else []), *beside, "\n".join([*verdicts, *flags])]
+    return [summary, steps, *([doubts] if measured else []), *beside, "\n".join([*verdicts, *spreads, *flags])]
 
 
 def _beside_controls(bench: HpmBench) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.evaluation.aggregates import broken_path
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import Judgement, judge, worst_of
 from hpm_robustbench.evaluation.kept_images import Keeper, kept_path
@@ -89,15 +90,23 @@ class _Shard:
     def run(self, journal: Journal, progress: Progress, *, keep_images: bool) -> None:
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
             progress.begin(f"shard {self.index + 1}, {name}")
-            result, images = journal.read(self.index, name), kept_path(journal, self.index, name)
-            if result is None or (keep_images and self._breaks(result) and not images.exists()):
+            result = journal.read(self.index, name)
+            self.kept = self._files_of_images(journal, name, keep_images)
+            if result is None or (self._breaks(result) and not all(path.exists() for path in self.kept)):
                 result = self._clean() if step is None else self._attack(step, progress)
                 check_unchanged(self.plan, self.subject, self.examples)
-                if keep_images and self._breaks(result):
-                    self.keeper.write(images)
+                if self._breaks(result):
+                    for path, keeper in zip(self.kept, self.keepers, strict=True):
+                        keeper.write(path)
                 journal.write(self.index, result)
             self._take_in(result)
             progress.finish(100 * self.standing.float().mean().item())
+
+    def _files_of_images(self, journal: Journal, step: str, keep_images: bool) -> dict[Path, bool]:
+        """Where the images go by which a step breaks rows, and whether with them the batches that they were part of."""
+        asked_for = {kept_path(journal, self.index, step): self.plan.coupled} if keep_images else {}
+        put_together = self.plan.aggregated and journal.read_aggregates() is None
+        return asked_for | ({broken_path(journal, self.index, step): False} if put_together else {})
 
     def _breaks(self, result: StepResult) -> bool:
         """Whether a row that stood until now is broken."""
@@ -158,14 +167,15 @@ class _Shard:
         """Judge everything that the attack proposes for the active rows; and where it fooled the view itself."""
         x, y, batches = self.x[active], self.y[active], self._batches(int(active.sum()))
         rows = torch.tensor(self.rows, device=self.y.device)[active]
-        self.keeper = Keeper(rows, batches, coupled=self.plan.coupled)
+        self.keepers = [Keeper(rows, batches, coupled=whole) for whole in self.kept.values()]
         judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
         plan = self.plan
         for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
             x_adv = answer[active]
             judged = judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches)
             judgements.append(_of_victims(judged, (x_adv != x).flatten(1).any(dim=1), step))
-            self.keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
+            for keeper in self.keepers:
+                keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
             if step.view != plan.target:
                 with torch.no_grad():
                     fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y

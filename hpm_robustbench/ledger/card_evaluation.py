@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.indicators import Indicator, indicators, of_black_boxes, of_transfers
@@ -112,7 +113,7 @@ class Evaluation(Block):
     ``batch_worst`` lets each batch meet only the one step that hurts it most. ``batch_per_class`` is B/C, the mean
     number of batch mates of one class. ``flags`` were raised about the whole run, those of a step stand with it.
     ``diagnostics`` tell how far the attacks can be trusted; what they raise is among the flags. ``composition`` says
-    which images meet in a batch of JOINT.
+    which images meet in a batch of JOINT, ``aggregates`` what images do there in other submissions.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -139,12 +140,26 @@ class Evaluation(Block):
     steps: list[StepSummary]
     diagnostics: Diagnostics | None = None
     composition: Composition = Composition.IID
+    aggregates: Aggregates | None = None
 
     @property
     def trial(self) -> tuple[object, ...]:
         """What tells this evaluation from others of the same model."""
         budget, images = self.threat.eps_exact, self.fingerprint
         return self.target, self.batching, self.batch_size, self.composition, self.seed, budget, images
+
+    @property
+    def composite(self) -> Metric | None:
+        """What is right in the composite, where there is one."""
+        return Metric.from_count(self.aggregates.composite, self.n) if self.aggregates else None
+
+    @property
+    def spreads(self) -> dict[str, str]:
+        """Least and greatest accuracy in other batches, in percent: of clean images, and of those of the composite."""
+        if self.aggregates is None:
+            return {}
+        ends = {"clean": self.aggregates.clean, "composite": self.aggregates.regrouped}
+        return {name: " to ".join(Metric.from_count(end, self.n).text for end in pair) for name, pair in ends.items()}
 
     @property
     def passes(self) -> float:
@@ -203,4 +218,19 @@ class Evaluation(Block):
             raise ValueError("a step met other images than stood before it, or broke others than fell to it")
         if any(indicator.flag not in (None, *self.flags) for indicator in self._measured):
             raise ValueError("diagnostics raise a flag that is not among the flags")
+        return self
+
+    @model_validator(mode="after")
+    def _aggregates_fit(self) -> Evaluation:
+        found = self.aggregates
+        if found is None:
+            return self
+        if self.batching is not Batching.JOINT:
+            raise ValueError("aggregates belong to JOINT evaluations, and only to them")
+        if max(found.composite, found.clean[1], found.regrouped[1]) > self.n:
+            raise ValueError(f"aggregates count more than the {self.n} images of the evaluation")
+        if found.composite_alone > min(self.robust.count, self.n - found.composite):
+            raise ValueError("the composite broke more images than stood, or than are wrong in it")
+        if found.flag not in (None, *self.flags):
+            raise ValueError("aggregates raise a flag that is not among the flags")
         return self

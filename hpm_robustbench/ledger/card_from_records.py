@@ -188,7 +188,13 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         autoattack=autoattack,
         robust=Metric.of(record.standing()),
         batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
-        flags=[*record[CLEAN].flags, *_overstated(record), *_unconverged(record), *_diagnosed(record)],
+        flags=[
+            *record[CLEAN].flags,
+            *_overstated(record),
+            *_unconverged(record),
+            *_aggregated(record),
+            *_diagnosed(record),
+        ],
         steps=[_step(record, step) for step in plan.steps],
         **_found_out(record),
         **composed(plan),
@@ -197,7 +203,8 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
 
 def _found_out(record: RunRecord) -> dict[str, Any]:
     """The fields that tell what was measured after the attacks, where it was."""
-    return {"diagnostics": record.diagnostics} if record.diagnostics else {}
+    found = {"diagnostics": record.diagnostics, "aggregates": record.aggregates}
+    return {name: block for name, block in found.items() if block is not None}
 
 
 def composed(plan: BasePlan) -> dict[str, Any]:
@@ -260,6 +267,11 @@ def _unconverged(record: RunRecord) -> list[str]:
     if record.plan.target == "base" or not late:
         return []
     return [f"the last attack still broke {late} images: more attacks would probably break more"]
+
+
+def _aggregated(record: RunRecord) -> list[str]:
+    """What the composite raises, where there is one."""
+    return [record.aggregates.flag] if record.aggregates and record.aggregates.flag else []
 
 
 def _diagnosed(record: RunRecord) -> list[str]:

@@ -4,6 +4,7 @@
     runs/<run key>/environment.json
     runs/<run key>/shards/00003/02-apgd-t@hpm.json
     runs/<run key>/diagnostics.json
+    runs/<run key>/aggregates.json
 
 Resume is not a mode: whoever runs a plan asks which files exist. A file that is torn, foreign or edited does not
 match its own checksum; it is ignored with a warning and the step is done again.
@@ -16,15 +17,18 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpm_robustbench.errors import IntegrityError
+from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.ledger.card_block import Block
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.plan import BasePlan, canonical_json, digest, plan_from_json
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, merge_shards
 
 log = logging.getLogger(__name__)
+AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
 class Journal:
@@ -75,21 +79,19 @@ class Journal:
 
     def write_diagnostics(self, diagnostics: Diagnostics) -> None:
         """Put down what was found out about the attacks of the run, atomically."""
-        _write(self._diagnostics, diagnostics.model_dump(mode="json"))
+        _write(self.folder / "diagnostics.json", diagnostics.model_dump(mode="json"))
 
     def read_diagnostics(self) -> Diagnostics | None:
         """What was found out about the attacks, or None if it is not there or not whole."""
-        try:
-            return Diagnostics.model_validate(_read(self._diagnostics))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("ignoring %s, which is not whole (%s); it is done again", self._diagnostics, error)
-            return None
+        return _read_block(self.folder / "diagnostics.json", Diagnostics)
 
-    @property
-    def _diagnostics(self) -> Path:
-        return self.folder / "diagnostics.json"
+    def write_aggregates(self, aggregates: Aggregates) -> None:
+        """Put down what the images of the run do in other submissions, atomically."""
+        _write(self.folder / "aggregates.json", aggregates.model_dump(mode="json"))
+
+    def read_aggregates(self) -> Aggregates | None:
+        """What the images do in other submissions, or None if it is not there or not whole."""
+        return _read_block(self.folder / "aggregates.json", Aggregates)
 
     def progress(self) -> tuple[int, int]:
         """Step files written, and step files a finished run has."""
@@ -106,7 +108,7 @@ class Journal:
                 return None
             steps.append(merge_shards(whole))
         environment = json.loads((self.folder / "environment.json").read_bytes())
-        return RunRecord(self.plan, tuple(steps), environment, self.read_diagnostics())
+        return RunRecord(self.plan, tuple(steps), environment, self.read_diagnostics(), self.read_aggregates())
 
 
 def _write(path: Path, payload: Mapping[str, Any]) -> None:
@@ -118,6 +120,16 @@ def _read(path: Path) -> Any:
     if content["sha256"] != digest(content["payload"]):
         raise ValueError("checksum mismatch")
     return content["payload"]
+
+
+def _read_block(path: Path, kind: type[AnyBlock]) -> AnyBlock | None:
+    try:
+        return kind.model_validate(_read(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("ignoring %s, which is not whole (%s); it is done again", path, error)
+        return None
 
 
 def load_plan(folder: Path) -> BasePlan:

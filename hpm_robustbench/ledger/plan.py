@@ -114,6 +114,11 @@ class BasePlan:
         return self.target == "hpm" and not self.batching.row_independent
 
     @property
+    def aggregated(self) -> bool:
+        """Whether what broke the rows is put together at the end: in a coupled trial that is no screen."""
+        return self.coupled and all(step.group != QUICK for step in self.steps)
+
+    @property
     def trial(self) -> tuple[object, ...]:
         """What tells the evaluation that a card makes of this plan from others of the same model."""
         budget = self.threat.to_json().get("eps_exact")

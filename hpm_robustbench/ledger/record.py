@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan
 
@@ -62,13 +63,15 @@ class StepResult:
 class RunRecord:
     """A finished plan: per-step verdicts over all rows, in dataset order, and where they were computed.
 
-    ``diagnostics`` tell whether its attacks can be trusted, where that was measured.
+    ``diagnostics`` tell whether its attacks can be trusted, ``aggregates`` what its images do in other submissions,
+    each where that was measured.
     """
 
     plan: BasePlan
     steps: tuple[StepResult, ...]
     environment: Mapping[str, str]
     diagnostics: Diagnostics | None = None
+    aggregates: Aggregates | None = None
 
     def __getitem__(self, name: str) -> StepResult:
         return next(step for step in self.steps if step.name == name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
 from hpm_robustbench.ledger.diagnostics import AtBudget, AtSteps, Diagnostics
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.leaderboard import build
@@ -136,7 +137,14 @@ def sound() -> Diagnostics:
 
 
 @pytest.fixture(scope="session")
-def records(make_record, spec, sound) -> list[RunRecord]:
+def aggregates() -> Aggregates:
+    """What the images of JOINT do in other submissions: mates that helped to break an image are missed."""
+    drawn = [Regrouping(clean=c, composite=r) for c, r in ((297, 250), (303, 244), (300, 251))]
+    return Aggregates(composite=236, composite_alone=0, regroupings=drawn)
+
+
+@pytest.fixture(scope="session")
+def records(make_record, spec, sound, aggregates) -> list[RunRecord]:
     """HPM looks better under AutoAttack alone, is broken by MSA, and loses more in joint batches."""
     base = make_record(spec, "base", Batching.SOLO, clean=0.77, strengths=[0.19, 0.21, 0.18, 0.15])
     solo = make_record(
@@ -148,7 +156,7 @@ def records(make_record, spec, sound) -> list[RunRecord]:
         flags={"conjunction@hpm": ["returned images outside the threat model; they do not count"]},
     )
     joint = make_record(spec, "hpm", Batching.JOINT, clean=0.75, strengths=[0.18, 0.22, 0.2, 0.21])
-    return [replace(base, diagnostics=sound), replace(solo, diagnostics=sound), joint]
+    return [replace(base, diagnostics=sound), replace(solo, diagnostics=sound), replace(joint, aggregates=aggregates)]
 
 
 @pytest.fixture(scope="session")

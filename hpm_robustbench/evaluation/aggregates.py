@@ -1,0 +1,120 @@
+"""The images by which a coupled target's rows were broken, put together: judged once more, and in other batches.
+
+    runs/<run key>/broken/00003/02-joint@hpm.loss-ce.safetensors
+
+A row is broken beside the mates of one submission. The composite shows every broken row as it was then, all at once,
+so that mates meet that never met; what is right in it follows from no single submission. Until it was judged, the run
+keeps one image of each broken row.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import IntegrityError
+from hpm_robustbench.evaluation.identity import check_unchanged
+from hpm_robustbench.evaluation.judge import judge
+from hpm_robustbench.evaluation.kept_images import read_kept
+from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
+from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.plan import BasePlan, Plan
+from hpm_robustbench.ledger.record import RunRecord, Verdict
+from hpm_robustbench.shapes import Images, Mask
+from hpm_robustbench.threat import ThreatModel
+
+_REGROUPINGS = 3
+
+
+def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> None:
+    """Judge the composite of a finished run and other groupings of its images, unless that is written down already.
+
+    Args:
+        plan: of the run; only one of a coupled target has a composite.
+        subject: what stood trial, on the device to use.
+        examples: the images that the plan's fingerprint names.
+        runs: folder of all runs.
+
+    Raises:
+        IntegrityError: an image that the run kept is missing or not whole.
+        InvalidInput: the model changed its own weights or answers while it was asked.
+        StorageProblem: the result could not be written.
+    """
+    journal = Journal(runs, plan)
+    record = journal.record() if plan.aggregated else None
+    if record is None:
+        return
+    if record.aggregates is None:
+        composite = composite_of(record, journal, examples)
+        found = _measure(record, subject, examples, composite)
+        check_unchanged(plan, subject, examples)
+        journal.write_aggregates(found)
+    shutil.rmtree(_folder(journal), ignore_errors=True)
+
+
+def broken_path(journal: Journal, shard: int, step: str) -> Path:
+    """Where the images lie by which a step broke rows of a shard."""
+    result = journal.path(shard, step)
+    return _folder(journal) / result.parent.name / f"{result.stem}.safetensors"
+
+
+def _folder(journal: Journal) -> Path:
+    return journal.folder / "broken"
+
+
+def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet) -> Images:
+    """All images: the broken ones as they were first broken, the others clean.
+
+    Raises:
+        IntegrityError: an image that the run kept is missing or not whole.
+    """
+    images = examples.images.clone()
+    missing = torch.tensor(record.clean_correct) & ~torch.tensor(record.standing())
+    for shard, rows in enumerate(record.plan.shards()):
+        for step in record.plan.steps:
+            path = broken_path(journal, shard, step.name)
+            if path.exists():
+                kept = read_kept(path, rows, examples.dataset.image_shape)
+                fresh = missing[kept.rows]  # the file may be of an attempt that was cut off
+                images[kept.rows[fresh]] = kept.images[fresh]
+                missing[kept.rows] = False
+    if missing.any():
+        raise IntegrityError(
+            wanted=f"the image by which each broken row was broken, in {_folder(journal)}",
+            got=f"none of {int(missing.sum())} rows",
+            next_step="run the same command again; it does what is missing",
+        )
+    return images
+
+
+def _measure(record: RunRecord, subject: Subject, examples: ExampleSet, composite: Images) -> Aggregates:
+    plan, standing = record.plan, torch.tensor(record.standing())
+    right = _right(plan, subject, examples, composite)
+    regrouped = [replace(plan, seed=plan.seed + k) for k in range(1, _REGROUPINGS + 1)]
+    return Aggregates(
+        composite=int(right.sum()),
+        composite_alone=int((standing & ~right).sum()),
+        regroupings=[
+            Regrouping(
+                clean=int(_right(other, subject, examples, examples.images).sum()),
+                composite=int(_right(other, subject, examples, composite).sum()),
+            )
+            for other in regrouped
+        ],
+    )
+
+
+def _right(plan: BasePlan, subject: Subject, examples: ExampleSet, submitted: Images) -> Mask:
+    """Rows that are right when ``submitted`` is put to the target in the batches of the plan."""
+    assert isinstance(plan.threat, ThreatModel)
+    right = torch.zeros(len(examples), dtype=torch.bool)
+    for rows in plan.batches():
+        clean, shown, y = (each[rows].to(subject.device) for each in (examples.images, submitted, examples.labels))
+        judged = judge(subject.target_logits, clean, shown, y, plan.threat, [slice(None)])
+        right[rows] = (judged.verdict == Verdict.STANDING).cpu()
+    return right

@@ -1,0 +1,49 @@
+"""What a JOINT trial adds up to beyond single submissions: its images put together, and in other batches."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from hpm_robustbench.ledger.card_block import Block, Count
+
+
+class Regrouping(Block):
+    """Images that are right in batches drawn anew: the clean ones, and those of the composite."""
+
+    clean: Count
+    composite: Count
+
+
+class Aggregates(Block):
+    """Counts among all images, of which the composite shows each broken one as it was first broken, the others clean.
+
+    Attributes:
+        composite: right in the composite, which every batch is submitted as once more.
+        composite_alone: wrong in the composite, and in no submission of an attack.
+        regroupings: what is right in other batches, for which no attack has searched.
+    """
+
+    composite: Count
+    composite_alone: Count
+    regroupings: Annotated[list[Regrouping], Field(min_length=1)]
+
+    @property
+    def flag(self) -> str | None:
+        """What to say if the composite, which searches for nothing, broke what all attacks had left."""
+        if not self.composite_alone:
+            return None
+        return f"the composite broke {self.composite_alone} images that stood under every attack: too few were tried"
+
+    @property
+    def clean(self) -> tuple[int, int]:
+        """Fewest and most clean images that are right in other batches."""
+        counts = [regrouping.clean for regrouping in self.regroupings]
+        return min(counts), max(counts)
+
+    @property
+    def regrouped(self) -> tuple[int, int]:
+        """Fewest and most images of the composite that are right in other batches."""
+        counts = [regrouping.composite for regrouping in self.regroupings]
+        return min(counts), max(counts)

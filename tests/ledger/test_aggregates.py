@@ -1,0 +1,82 @@
+"""The third aggregate and the spread over other batches stand on card, page and table, and check themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.leaderboard import build
+from hpm_robustbench.ledger.model_card import build_card, read_card, write_card
+from hpm_robustbench.report import render_card
+from hpm_robustbench.threat import Batching
+
+JOINT = 2
+
+
+def test_the_composite_stands_beside_the_other_aggregates(card):
+    joint, solo = card.hpm_bench.evaluation("hpm", Batching.JOINT), card.hpm_bench.headline
+    assert (joint.composite.count, joint.composite.text) == (236, "59.00")
+    assert joint.spreads == {"clean": "74.25 to 75.75", "composite": "61.00 to 62.75"}
+    assert (solo.composite, solo.spreads) == (None, {})
+
+
+def test_a_card_from_before_there_was_one_stays_valid(spec, records, tmp_path):
+    card = build_card(spec, [*records[:JOINT], replace(records[JOINT], aggregates=None)], n_classes=10)
+    assert "aggregates" not in card.to_text()
+    assert read_card(write_card(card, tmp_path)) == card
+
+
+def test_page_and_table_show_them(card, tmp_path, read_html):
+    write_card(card, tmp_path / "cards")
+    build(tmp_path / "cards", tmp_path / "board")
+    page = read_html(tmp_path / "board" / "cifar10" / "Linf" / "resnet4b_linf2.html").text
+    assert "other batches 74.25 to 75.75" in page
+    assert "other batches 61.00 to 62.75" in page
+    table = render_card(card)
+    assert "59.00" in table
+    assert (
+        "hpm joint B=128 in other batches, fewest to most: clean 74.25 to 75.75 %, composite 61.00 to 62.75 %" in table
+    )
+
+
+def test_what_the_composite_alone_broke_is_a_flag(spec, records, aggregates):
+    found = aggregates.model_copy(update={"composite_alone": 3})
+    card = build_card(spec, [*records[:JOINT], replace(records[JOINT], aggregates=found)], n_classes=10)
+    joint = card.hpm_bench.evaluation("hpm", Batching.JOINT)
+    assert any(flag.startswith("the composite broke 3 images") for flag in joint.flags)
+    assert "the composite broke 3 images" in render_card(card)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "change", "message"),
+    [
+        (1, {}, "aggregates belong to JOINT"),
+        (2, {"composite": 401}, "count more than the 400 images"),
+        (2, {"regroupings": [{"clean": 401, "composite": 0}]}, "count more than the 400 images"),
+        (2, {"composite_alone": 399}, "broke more images than stood"),
+        (2, {"composite_alone": 1}, "raise a flag that is not among the flags"),
+        (2, {"regroupings": []}, "regroupings"),
+    ],
+)
+def test_aggregates_that_cannot_be_are_refused(card, aggregates, tmp_path, evaluation, change, message):
+    data = card.to_json()
+    data["hpm_bench"]["evaluations"][evaluation]["aggregates"] = {**aggregates.model_dump(), **change}
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InvalidInput, match=message):
+        read_card(path)
+
+
+def test_a_torn_file_of_them_is_ignored_and_said(records, aggregates, tmp_path, caplog):
+    journal = Journal(tmp_path, records[JOINT].plan).open({})
+    assert journal.read_aggregates() is None
+    journal.write_aggregates(aggregates)
+    assert journal.read_aggregates() == aggregates
+    path = journal.folder / "aggregates.json"
+    path.write_text(path.read_text().replace("236", "237"))
+    assert journal.read_aggregates() is None
+    assert "aggregates.json" in caplog.text
