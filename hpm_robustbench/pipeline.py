@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from hpm_robustbench.attacks.protocols import COUPLED_THREATS, coupling, find_protocol
+from hpm_robustbench.attacks.protocols import COUPLED_THREATS, find_protocol
 from hpm_robustbench.data import (
     CorruptedSource,
     DataSource,
@@ -67,6 +67,8 @@ SCREENS = (QUICK, COUPLING)
 Ready: TypeAlias = Callable[[torch.device], Wrapped]
 """Brings a model that is wrapped already to a device."""
 _REFERENCE_IMAGES = 128
+_POOL = 4
+"""Batches of training images that an attacker draws from who does not know his mates."""
 _FILE = 500
 """Images of one corruption and severity that are written down together, or one batch if that is larger."""
 
@@ -488,7 +490,7 @@ def _trials(specs: Mapping[str, ModelSpec], start: _Start, options: RunOptions) 
     """The base model, then the HPM classifier at each batching, SOLO always included; ``specs`` by target."""
     wrapped, examples = start.wrapped, _examples(start.test, start.corrupted)
     if options.screen == COUPLING:
-        return _coupling_trials(specs["hpm"], wrapped, start.test, examples, options)
+        return _coupling_trials(specs["hpm"], start, examples, options)
     base = Subject(wrapped.classifier, wrapped.base, "base")
     trials = [(_plan(specs["base"], base, Batching.SOLO, start.test, examples, options), base)]
     for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
@@ -499,16 +501,21 @@ def _trials(specs: Mapping[str, ModelSpec], start: _Start, options: RunOptions) 
 
 
 def _coupling_trials(
-    spec: ModelSpec, wrapped: Wrapped, test: ExampleSet, examples: Examples, options: RunOptions
+    spec: ModelSpec, start: _Start, examples: Examples, options: RunOptions
 ) -> Sequence[tuple[BasePlan, Subject]]:
-    """JOINT in batches of several sizes, under each threat to one of their images."""
-    hpm = Subject(wrapped.classifier.with_batching(Batching.JOINT), wrapped.base, "hpm")
-    plan = _plan(spec, hpm, Batching.JOINT, test, examples, options)
+    """JOINT in batches of several sizes, under each threat to one of their images.
+
+    Training images are what an attacker has who does not know his mates.
+    """
+    pool = _evenly_spaced(start.training, _POOL * options.joint_size)
+    classifier = start.wrapped.classifier.with_batching(Batching.REFERENCE, pool).with_batching(Batching.JOINT)
+    hpm = Subject(classifier, start.wrapped.base, "hpm")
+    plan = _plan(spec, hpm, Batching.JOINT, start.test, examples, options)
     sizes = sorted({max(2, options.joint_size // parts) for parts in (16, 4, 1)})
     return [
-        (replace(plan, protocol=threat, steps=coupling(threat), batch_size=size, shard_size=size), hpm)
+        (replace(plan, protocol=threat, steps=(step,), batch_size=size, shard_size=size), hpm)
         for size in sizes
-        for threat in COUPLED_THREATS
+        for threat, step in COUPLED_THREATS.items()
     ]
 
 

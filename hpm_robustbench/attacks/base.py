@@ -39,16 +39,21 @@ class View(Protocol):
         ...
 
 
+ALL, OWN, MATES = "all", "own", "mates"
+"""Which rows of a batch an attacker has in hand who is after some of them: every row, those alone, or their mates."""
+
+
 @dataclass(frozen=True)
 class Attack:
     """A search for adversarial images within a threat model; it never says whether it succeeded.
 
     ``requires_row_independence`` says that it drops and repacks rows, so that a batch-coupled view would answer it a
-    different question each time.
+    different question each time. ``move`` says which rows of a coupled batch it has in hand, unless a parameter does.
     """
 
     search: Callable[..., Submissions]
     requires_row_independence: bool
+    move: str = ALL
 
     def __call__(
         self,

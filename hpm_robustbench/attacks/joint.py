@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from hpm_robustbench.attacks.apgd import LossPerRow, ascend
-from hpm_robustbench.attacks.base import View, seeded
+from hpm_robustbench.attacks.base import ALL, MATES, OWN, View, seeded
 from hpm_robustbench.attacks.losses import UNTARGETED, ranked_others, targeted_dlr
 from hpm_robustbench.attacks.whole_batches import Cover, batchwise
 from hpm_robustbench.errors import UnknownName
@@ -19,7 +19,7 @@ from hpm_robustbench.shapes import Images, Labels, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
 
 TARGETED = "targeted"
-MOVES = ("all", "own", "mates")
+MOVES = (ALL, OWN, MATES)
 
 
 def _joint(
@@ -35,7 +35,7 @@ def _joint(
     restart: int = 0,
     target_rank: int = 2,
     victims: int = 0,
-    move: str = "all",
+    move: str = ALL,
     movers: int = 0,
 ) -> Iterator[Images]:
     """Move the batch so that its active rows err, all at once or ``victims`` of them at a time.
@@ -52,7 +52,7 @@ def _joint(
         wanted = group & ~won
         if not wanted.any():
             continue
-        aimed_at = active & ~won if move == "all" else wanted  # who moves for others has not fallen for himself
+        aimed_at = active & ~won if move == ALL else wanted  # who moves for others has not fallen for himself
         kept = Cover(view, y, aimed_at, wanted if victims else None)
         ascend(
             own_loss if view.row_independent else for_the_active(own_loss, wanted),
@@ -74,9 +74,9 @@ def _movable(victims: Mask, move: str, movers: int) -> Mask | None:
     """The rows that the attacker has in hand; None for all."""
     if move not in MOVES:
         raise UnknownName("move", move, MOVES)
-    if move == "own":
+    if move == OWN:
         return victims
-    if move == "all":
+    if move == ALL:
         return None
     last = int(victims.nonzero().max())
     following = (torch.arange(len(victims), device=victims.device) - last - 1) % len(victims)

@@ -63,19 +63,22 @@ def quick(target: str, batching: Batching) -> tuple[Step, ...]:
     return (*joint, *base, Step("hpm", "joint", QUICK, {"loss": "ce", "steps": 20, "victims": 16}))
 
 
-COUPLED_THREATS: dict[str, dict[str, int | str]] = {
-    "the image itself, mates clean": {"move": "own"},
-    "one mate, not the image": {"move": "mates", "movers": 1},
-    "four mates, not the image": {"move": "mates", "movers": 4},
-    "all mates, not the image": {"move": "mates"},
-    "the image and all its mates": {"move": "all"},
+def _for_one(**in_hand: int | str) -> Step:
+    return Step("hpm", "joint", QUICK, {"loss": "margin", "steps": 40, "victims": 1, **in_hand})
+
+
+COUPLED_THREATS: dict[str, Step] = {
+    "the image itself, mates clean and unknown": Step("drawn", "alone", QUICK, {"steps": 40}),
+    "the image itself, mates clean": _for_one(move="own"),
+    "one mate, not the image": _for_one(move="mates", movers=1),
+    "four mates, not the image": _for_one(move="mates", movers=4),
+    "all mates, not the image": _for_one(move="mates"),
+    "the image and all its mates": _for_one(move="all"),
 }
-"""What an attacker of a coupled classifier may have in hand when he is after one image, as ``joint`` takes it."""
+"""What an attacker of a coupled classifier may have in hand, and know, when he is after one image; a search for each.
 
-
-def coupling(threat: str) -> tuple[Step, ...]:
-    """One search per image under one of ``COUPLED_THREATS``: a screen of what batch mates can do to each other."""
-    return (Step("hpm", "joint", QUICK, {"loss": "margin", "steps": 40, "victims": 1, **COUPLED_THREATS[threat]}),)
+Together they are a screen of what batch mates can do to each other.
+"""
 
 
 def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from hpm_robustbench.attacks.alone import ALONE
 from hpm_robustbench.attacks.apgd import per_image
 from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
 from hpm_robustbench.attacks.base import Attack, Submissions, View
@@ -36,6 +37,7 @@ ATTACKS: dict[str, Attack] = {
     "joint-conjunction": JOINT_CONJUNCTION,
     "gmsa": GMSA,
     "joint-square": JOINT_SQUARE,
+    "alone": ALONE,
 }
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpm_robustbench.attacks.registry import run_attack
+from hpm_robustbench.attacks.base import ALL, MATES
+from hpm_robustbench.attacks.registry import find_attack, run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.aggregates import broken_path
@@ -224,9 +225,9 @@ class _Shard:
 
 def _of_victims(judged: Judgement, moved: Mask, step: Step) -> Judgement:
     """Only what the threat allows: a row falls beside clean mates if it moved itself, by its mates if it did not."""
-    move = step.parameters.get("move", "all")
-    if move == "all":
+    move = step.parameters.get("move", find_attack(step.attack).move)
+    if move == ALL:
         return judged
-    beside_the_point = (judged.verdict == Verdict.BROKEN) & (moved if move == "mates" else ~moved)
+    beside_the_point = (judged.verdict == Verdict.BROKEN) & (moved if move == MATES else ~moved)
     verdict = judged.verdict.masked_fill(beside_the_point, Verdict.STANDING)
     return judged._replace(verdict=verdict, together=verdict)

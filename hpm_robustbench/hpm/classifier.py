@@ -22,6 +22,9 @@ from hpm_robustbench.hpm.prototypes import (
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
 from hpm_robustbench.threat import Batching
 
+_REFERENCE_AT_ONCE = 128
+"""Reference images that go through the backbone together."""
+
 
 class Embedding(NamedTuple):
     """One pass through the backbone: features as HPM compares them [N, D] and FC logits [N, K], in full precision."""
@@ -75,8 +78,16 @@ class HPMClassifier(nn.Module):
         features, logits = _full_precision(features_of(self.fc, raw)), _full_precision(self.fc(raw))
         return Embedding(F.normalize(features, dim=1) if self.config.normalize else features, logits)
 
-    def distances(self, embedding: Embedding, config: HPMConfig | None = None) -> Logits:
-        """Distances to the mixed prototypes; ``config`` replaces the own one for a surrogate of this classifier."""
+    def distances(
+        self, embedding: Embedding, config: HPMConfig | None = None, mates: Reference | None = None
+    ) -> Logits:
+        """Distances to the mixed prototypes.
+
+        Args:
+            embedding: of the images.
+            config: replaces the own one, for a surrogate of this classifier.
+            mates: what each image is answered beside, whatever the batching, again for a surrogate.
+        """
         config = config or self.config
         beta = self.beta if config.beta == self.config.beta else torch.full_like(self.beta, config.beta)
         with torch.autocast(embedding.features.device.type, enabled=False):
@@ -86,8 +97,8 @@ class HPMClassifier(nn.Module):
                 self.prototypes,
                 beta,
                 config,
-                self.batching,
-                reference=self.reference,
+                self.batching if mates is None else Batching.REFERENCE,
+                reference=self.reference if mates is None else mates,
                 carried=self.carried,
             )
 
@@ -97,6 +108,21 @@ class HPMClassifier(nn.Module):
         if self.batching is not Batching.REFERENCE:
             return None
         return Reference(self.reference_features, self.reference_memberships)
+
+    def draw_mates(self, n: int, generator: torch.Generator) -> Reference:
+        """``n`` of the reference images, at random and with replacement, whatever the batching is now.
+
+        Raises:
+            InvalidInput: the classifier never got any.
+        """
+        if "reference_features" not in self._buffers:
+            raise InvalidInput(
+                wanted="reference images, from which mates are drawn",
+                got="none",
+                next_step="pass them to with_batching(Batching.REFERENCE, images) before any other batching",
+            )
+        rows = torch.randint(len(self.reference_features), (n,), generator=generator).to(self.prototypes.device)
+        return Reference(self.reference_features[rows], self.reference_memberships[rows])
 
     def static_distances(self, features: Features) -> Logits:
         """Distances to the dataset prototypes alone (beta = 0)."""
@@ -116,7 +142,7 @@ class HPMClassifier(nn.Module):
 
         Args:
             batching: what the answer for one image may look at.
-            reference: the fixed clean images of REFERENCE.
+            reference: the fixed clean images of REFERENCE; a copy under another batching still holds them.
 
         Raises:
             InvalidInput: REFERENCE without images.
@@ -132,7 +158,9 @@ class HPMClassifier(nn.Module):
         other._buffers = dict(self._buffers)
         if reference is not None:
             with torch.no_grad():
-                features, logits = self.embed(reference.to(self.prototypes.device))
+                chunks = torch.split(reference.to(self.prototypes.device), _REFERENCE_AT_ONCE)
+                parts = [self.embed(chunk) for chunk in chunks]
+            features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
             other.register_buffer("reference_features", features)
             other.register_buffer("reference_memberships", memberships(logits, self.config).detach())
         return other

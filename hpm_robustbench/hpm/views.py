@@ -18,6 +18,9 @@ from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.region import Region, region_of, shared_prototypes
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
 
+_DRAWS = 8
+"""Batches of mates over which ``drawn`` takes the mean."""
+
 
 @dataclass
 class Cost:
@@ -151,18 +154,40 @@ def _variant(name: str, subject: Subject, config: HPMConfig) -> View:
 
 def _frozen(subject: Subject, clean: Images | None) -> View:
     """The defence with the prototypes of the clean batch, as constants (S_frz): a plain linear classifier (P1)."""
-    if clean is None:
-        raise InvalidInput(
-            wanted="the clean batch, whose prototypes the view frozen keeps",
-            got="no images",
-            next_step='call make_view("frozen", subject, images)',
-        )
-    prototypes = shared_prototypes(subject.classifier, clean)
+    prototypes = shared_prototypes(subject.classifier, _given(clean, "frozen", "whose prototypes it keeps"))
 
     def logits(x: Images) -> Logits:
         return _against(subject.classifier, subject.classifier.embed(x).features, prototypes)
 
     return View("frozen", subject, logits, row_independent=True)
+
+
+def _drawn(subject: Subject, clean: Images | None) -> View:
+    """The defence beside as many drawn mates as the clean batch has, the mean of some draws (S_eot).
+
+    What an attacker expects who does not know his mates, but images like them: expectation over transformation, with
+    the batch as the transformation (Athalye et al. 2018).
+    """
+    classifier, generator = subject.classifier, torch.Generator().manual_seed(0)
+    n = len(_given(clean, "drawn", "whose size it takes")) - 1
+    draws = [classifier.draw_mates(n, generator) for _ in range(_DRAWS)]
+
+    def logits(x: Images) -> Logits:
+        embedding = classifier.embed(x)
+        answers = [-classifier.distances(embedding, mates=mates) / classifier.tau for mates in draws]
+        return torch.stack(answers).mean(dim=0)
+
+    return View("drawn", subject, logits, row_independent=True)
+
+
+def _given(clean: Images | None, view: str, what_for: str) -> Images:
+    if clean is None:
+        raise InvalidInput(
+            wanted=f"the clean batch for the view {view}, {what_for}",
+            got="no images",
+            next_step=f'call make_view("{view}", subject, images)',
+        )
+    return clean
 
 
 def _mixed(subject: Subject, _: Images | None) -> View:
@@ -198,6 +223,7 @@ VIEWS: dict[str, Callable[[Subject, Images | None], View]] = {
     "soft-0.1": _soft(0.1),
     "batch": _batch,
     "frozen": _frozen,
+    "drawn": _drawn,
     "mixed": _mixed,
     "base": _base,
 }
@@ -209,11 +235,11 @@ def make_view(name: str, subject: Subject, clean: Images | None = None) -> View:
     Args:
         name: one of ``VIEWS``.
         subject: what stands trial.
-        clean: the batch before it was attacked; only ``frozen`` needs it.
+        clean: the batch before it was attacked; ``frozen`` needs it, and ``drawn`` its size.
 
     Raises:
         UnknownName: nobody registered it.
-        InvalidInput: ``frozen`` without a clean batch.
+        InvalidInput: ``frozen`` or ``drawn`` without a clean batch, or ``drawn`` without images to draw from.
     """
     if name not in VIEWS:
         raise UnknownName("view", name, VIEWS)

@@ -20,6 +20,7 @@ QUICK = {
     "smoothed": {"steps": 10, "samples": 30},
     "noise": {"tries": 20},
     "joint-square": {"queries": 100},
+    "alone": {"steps": 30},
 }
 MOST_THAT_IS_THERE = {
     "apgd-ce": 0.8,
@@ -34,6 +35,7 @@ MOST_THAT_IS_THERE = {
     "smoothed": 0.8,
     "noise": 0.2,
     "joint-square": 0.25,
+    "alone": 0.8,
 }
 """Share that must be found. Untargeted losses may end in the wrong class's optimum, one target may be the wrong one,
 and Square and noise trust to luck."""
@@ -44,7 +46,13 @@ every_class_count = pytest.mark.parametrize("n_classes", [2, 3, 10])
 
 def attack(name, world, x, y, threat, active=None, seed=0, batch_size=8):
     active = torch.ones_like(y, dtype=torch.bool) if active is None else active
-    return next(run_attack(Step("world", name, "test", QUICK[name]), world, x, y, active, threat, seed, batch_size))
+    answers = [*run_attack(Step("world", name, "test", QUICK[name]), world, x, y, active, threat, seed, batch_size)]
+    # Rows do not meet in this world, so each may come from an answer of its own: the first that has it wrong, or moved.
+    best = answers[0]
+    for x_adv in answers[1:]:
+        unmoved, lost = (best == x).flatten(1).all(1), (world.predict(x_adv) != y) & (world.predict(best) == y)
+        best = torch.where((lost | unmoved)[:, None, None, None], x_adv, best)
+    return best
 
 
 def images(n, seed=0, shape=(1, 5, 5)):

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from hpm_robustbench.attacks import conjunction, joint
-from hpm_robustbench.attacks.protocols import COMPONENTS, find_protocol, msa, quick, standard
+from hpm_robustbench.attacks import alone, conjunction, joint
+from hpm_robustbench.attacks.protocols import COMPONENTS, COUPLED_THREATS, find_protocol, msa, quick, standard
 from hpm_robustbench.attacks.registry import find_attack
 from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.hpm.views import VIEWS
@@ -13,7 +13,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, QUICK
 from hpm_robustbench.threat import Batching
 
 BATCHINGS = list(Batching)
-SEARCHES = {"joint": joint._joint, "conjunction": conjunction._conjunction}
+SEARCHES = {"joint": joint._joint, "conjunction": conjunction._conjunction, "alone": alone._climb}
 COUPLED_UNDER_JOINT = {"hpm", "soft"}
 
 
@@ -92,6 +92,16 @@ def test_a_screen_is_part_of_the_same_attacks_in_a_group_of_its_own(target, batc
     assert {step.group for step in steps} == {QUICK}
     known = {(step.view, step.attack) for step in msa(batching)} | {("base", "apgd-ce"), ("base", "apgd-t")}
     assert {(step.view, step.attack) for step in steps} <= known
+
+
+def test_every_threat_to_one_image_is_a_search_that_exists():
+    for step in COUPLED_THREATS.values():
+        attack, view = find_attack(step.attack), step.view
+        assert view in VIEWS
+        assert not (attack.requires_row_independence and view in COUPLED_UNDER_JOINT)
+        assert set(step.parameters) <= set(inspect.signature(SEARCHES[step.attack]).parameters)
+        assert step.group == QUICK, "a screen, which never becomes a card"
+    assert len({step.name for step in COUPLED_THREATS.values()}) == len(COUPLED_THREATS)
 
 
 def test_find_protocol():

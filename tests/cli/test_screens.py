@@ -47,6 +47,7 @@ def test_what_batch_mates_can_do_to_each_other(tmp_path) -> None:
     assert {record.plan.batch_size for record in records} == {2, 4, 16}
     standing = {r.plan.protocol: sum(r.standing()) for r in records if r.plan.batch_size == 16}
     clean = sum(records[-1].clean_correct)
+    assert standing["the image itself, mates clean"] <= standing["the image itself, mates clean and unknown"] < clean
     assert standing["the image and all its mates"] <= standing["the image itself, mates clean"] < clean
     assert standing["all mates, not the image"] <= standing["one mate, not the image"] <= clean
 

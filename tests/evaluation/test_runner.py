@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from hpm_robustbench.attacks.protocols import COUPLED_THREATS
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import BatchCoupled, InvalidInput
 from hpm_robustbench.evaluation.identity import subject_sha256
@@ -195,6 +197,29 @@ def test_who_moves_for_others_has_not_fallen_for_himself(
     assert fallen["own"]
     assert all(fallen["own"])
     assert len(fallen["mates"]) < len(fallen["own"]) <= len(fallen["all"])
+
+
+def test_who_knows_no_mates_breaks_rows_by_themselves_beside_clean_mates(
+    wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet], examples: ExampleSet, tmp_path: Path
+) -> None:
+    """Of every whole batch that was kept, one row is not clean: that row is broken, as the judge said, and no other."""
+    classifier = wrapped.classifier.with_batching(Batching.REFERENCE, digits[1].images[:64])
+    subject = Subject(classifier.with_batching(Batching.JOINT), wrapped.base)
+    plan = plan_of(subject, examples, (COUPLED_THREATS["the image itself, mates clean and unknown"],))
+    run(plan, subject, examples, tmp_path, {}, keep_images=True)
+    record = Journal(tmp_path, plan).record()
+    assert record is not None
+    broken = []
+    for path in sorted((tmp_path / plan.run_key / "images").glob("*/*.safetensors")):
+        kept = load_file(path)
+        for batch in range(int(kept["batch"].max()) + 1):
+            rows, shown, lost = (kept[name][kept["batch"] == batch] for name in ("rows", "images", "broken"))
+            assert (shown != examples.images[rows]).flatten(1).any(1).tolist() == lost.tolist()
+            assert lost.sum() == 1
+            assert (subject.classifier(shown).argmax(1) != examples.labels[rows])[lost].all()
+            broken += rows[lost].tolist()
+    assert sorted(broken) == [row for row, stands in enumerate(record.standing()) if record.clean_correct[row] > stands]
+    assert 0 < len(broken) < sum(record.clean_correct)
 
 
 def test_a_row_repacking_attack_never_meets_a_coupled_view(

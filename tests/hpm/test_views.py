@@ -14,11 +14,14 @@ N = 8
 
 
 @pytest.fixture
-def subject(classifier, net):
+def subject(classifier, net, images):
     """A defence, frozen as in a trial, and another net as the base model from before a fine-tuning."""
 
     def make(config=None, batching=Batching.SOLO, target="hpm"):
-        return Subject(classifier(config, batching).freeze(), net(seed=8).double().requires_grad_(False), target)
+        equipped = classifier(config, Batching.REFERENCE)  # every view finds what it needs, whatever the batching
+        reference = images(6, seed=3) if batching is Batching.REFERENCE else None
+        deployed = equipped.with_batching(batching, reference).freeze()
+        return Subject(deployed, net(seed=8).double().requires_grad_(False), target)
 
     return make
 
@@ -164,9 +167,45 @@ def test_no_head_drowns_another_in_the_mixed_view(subject, images):
     torch.testing.assert_close(make_view("mixed", trial)(x), before)
 
 
-def test_frozen_needs_the_batch_that_it_freezes(subject):
-    with pytest.raises(InvalidInput, match="clean batch"):
-        make_view("frozen", subject())
+@pytest.mark.parametrize("distance", ["squared", "l2"])
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+def test_beside_drawn_mates_each_image_is_answered_as_in_a_batch_of_them(classifier, net, images, distance, assignment):
+    """Where all there are to draw from are alike, every draw is the same batch, and its answer is known."""
+    config, mate, x = HPMConfig(distance=distance, assignment=assignment), images(1, seed=3), images(N)
+    joint = classifier(config).with_batching(Batching.REFERENCE, mate).with_batching(Batching.JOINT).freeze()
+    batches = [torch.cat([row.unsqueeze(0), *[mate] * (N - 1)]) for row in x]
+    wanted = torch.stack([joint(batch)[0] for batch in batches])
+    torch.testing.assert_close(make_view("drawn", Subject(joint, net(seed=8)), x)(x), wanted)
+
+
+def test_drawn_is_the_mean_over_draws_that_stay_what_they_are(subject, images):
+    """Of six images to draw five from; nothing of the batch but its size is used."""
+    trial, x = subject(batching=Batching.JOINT), images(N)
+    view = make_view("drawn", trial, images(6, seed=11))
+    assert torch.equal(view(x), make_view("drawn", trial, images(6, seed=12))(x))
+    generator, answers = torch.Generator().manual_seed(0), []
+    for _ in range(8):
+        mates = trial.classifier.draw_mates(5, generator)
+        answers.append(-trial.classifier.distances(trial.classifier.embed(x), mates=mates) / trial.classifier.tau)
+    torch.testing.assert_close(view(x), sum(answers) / 8)
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_a_batch_of_one_has_no_mates_to_draw(subject, images):
+    trial, x = subject(batching=Batching.JOINT), images(N)
+    alone = torch.cat([trial.classifier(row.unsqueeze(0)) for row in x])
+    torch.testing.assert_close(make_view("drawn", trial, x[:1])(x), alone)
+
+
+@pytest.mark.parametrize("name", ["frozen", "drawn"])
+def test_what_looks_at_the_clean_batch_needs_it(subject, name):
+    with pytest.raises(InvalidInput, match=f"clean batch for the view {name}"):
+        make_view(name, subject())
+
+
+def test_mates_are_drawn_from_images_that_there_are(classifier, net, images):
+    with pytest.raises(InvalidInput, match="reference images"):
+        make_view("drawn", Subject(classifier(), net(seed=8)), images(N))
 
 
 def test_an_unknown_view_is_named_with_its_neighbours(subject):
