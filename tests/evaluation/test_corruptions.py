@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.runner import Share
 from hpm_robustbench.pipeline import Case, Outcome, RunOptions, attack, conclude, evaluate, prepare
-from hpm_robustbench.threat import Batching, Corruptions
+from hpm_robustbench.threat import Batching, Composition, Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
 SPEC = ModelSpec("Seer", "pixels", Corruptions(), "python:tests:seer", WeightsRef("memory", ()))
@@ -90,6 +90,20 @@ def test_joint_answers_shuffled_batches_under_one_corruption_each(finished: tupl
         for batch in batches:
             images = case.corrupted.take(kind, severity, batch).images
             assert [step.predicted[row] for row in batch] == subject.target_logits(images).argmax(1).tolist()
+
+
+def test_batches_of_one_class_are_answered_and_named_so(world: ModuleType, options: RunOptions) -> None:
+    joint = replace(options, batchings=(Batching.SOLO, Batching.JOINT), composition=Composition.SINGLE_CLASS)
+    case = case_of(world, joint)
+    attack(case)
+    outcome, (plan, subject) = conclude(case), case.trials[2]
+    assert sorted(sorted(batch) for batch in plan.batches()) == [[0, 10], [1, 11], *([row] for row in range(2, 10))]
+    for batch in plan.batches():
+        images = case.corrupted.take("fog", 3, batch).images
+        step = outcome.records[2]["fog@hpm.severity-3"]
+        assert [step.predicted[row] for row in batch] == subject.target_logits(images).argmax(1).tolist()
+    told = [evaluation.composition for evaluation in outcome.card.hpm_bench.evaluations]
+    assert told == [Composition.IID, Composition.IID, Composition.SINGLE_CLASS]
 
 
 def test_shards_change_no_count(world: ModuleType, finished: tuple[Case, Outcome], options: RunOptions) -> None:
