@@ -20,7 +20,12 @@ from torch import Tensor
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.plan import BasePlan
+from hpm_robustbench.ledger.record import StepResult
 from hpm_robustbench.shapes import Images, Mask
+
+_NAMED = 8
+"""Rows that a message names."""
 
 
 class KeptImages(NamedTuple):
@@ -30,6 +35,12 @@ class KeptImages(NamedTuple):
     rows: Tensor
     broken: Mask
     batch: Tensor
+
+    @property
+    def submitted(self) -> list[Tensor]:
+        """Positions of the images that were put to the target together."""
+        _, sizes = torch.unique_consecutive(self.batch, return_counts=True)
+        return list(torch.split(torch.arange(len(self.batch)), sizes.tolist()))
 
 
 class Keeper:
@@ -65,30 +76,72 @@ def kept_path(journal: Journal, shard: int, step: str) -> Path:
     return journal.folder / "images" / result.parent.name / f"{result.stem}.safetensors"
 
 
-def read_kept(path: Path, rows: Sequence[int], shape: tuple[int, ...]) -> KeptImages:
-    """Read a file of kept images, believing nothing of it.
+def check_repeated(written: StepResult, again: StepResult, path: Path) -> None:
+    """See that a step that is done again, for the sake of its images, comes to the verdicts that it came to before.
+
+    Raises:
+        IntegrityError: it does not; its images would be evidence of something else.
+    """
+    verdicts = zip(written.rows, written.verdict, again.verdict, strict=True)
+    differing = [row for row, before, now in verdicts if before != now]
+    if differing:
+        raise IntegrityError(
+            wanted=f"the verdicts of {path} again, to keep the images behind them",
+            got=f"other verdicts on {named_rows(differing)}",
+            next_step="run the same command with --keep-images on the machine that wrote it, or into another --output",
+        )
+
+
+def read_kept(journal: Journal, shard: int, step: str, fallen: Sequence[int], shape: tuple[int, ...]) -> KeptImages:
+    """Read the images by which a step took rows of a shard, believing nothing of the file.
 
     Args:
-        path: the file.
-        rows: of the shard it should tell of.
+        journal: of the run.
+        shard: its number.
+        step: its name.
+        fallen: the rows that it took, as the journal has it; each must be there once.
         shape: of one image.
 
     Raises:
-        IntegrityError: it is torn or foreign, or tells of other rows or images.
+        IntegrityError: the file is not there, torn or foreign, or tells of other rows, batches or images.
     """
+    path = kept_path(journal, shard, step)
     try:
         kept = KeptImages(**safetensors.torch.load(path.read_bytes()))
-        images, *rest = kept
-        if images.dtype != torch.float32 or tuple(images.shape[1:]) != shape:
-            raise ValueError(f"images {images.dtype} of shape {tuple(images.shape)}")
-        if any(tuple(column.shape) != (len(images),) for column in rest) or kept.broken.dtype != torch.bool:
-            raise ValueError("columns of other lengths or types")
-        if not set(kept.rows.tolist()) <= set(rows):
-            raise ValueError("rows of another shard")
+        _check_columns(kept, shape)
+        _check_rows(kept, journal.plan, shard, fallen)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
+        gone = isinstance(error, FileNotFoundError)
+        again = "run the same command again with --keep-images, without --verify"
         raise IntegrityError(
-            wanted=f"kept adversarial images in {path}",
-            got=str(error),
-            next_step="remove that file and run the same command again with --keep-images",
+            wanted=f"in {path} the images by which {step} broke {named_rows(fallen)} of run {journal.plan.run_key}",
+            got="no such file" if gone else str(error),
+            next_step=again if gone else f"remove that file and {again}",
         ) from error
     return kept
+
+
+def named_rows(rows: Sequence[int]) -> str:
+    """``row 3`` or ``rows 3, 5, 8 and 4 more``."""
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:_NAMED]))}{more}"
+
+
+def _check_columns(kept: KeptImages, shape: tuple[int, ...]) -> None:
+    images, *rest = kept
+    if images.dtype != torch.float32 or tuple(images.shape[1:]) != shape:
+        raise ValueError(f"images {images.dtype} of shape {tuple(images.shape)}")
+    types = [column.dtype for column in rest]
+    if any(tuple(column.shape) != (len(images),) for column in rest) or types != [torch.int64, torch.bool, torch.int64]:
+        raise ValueError("columns of other lengths or types")
+
+
+def _check_rows(kept: KeptImages, plan: BasePlan, shard: int, fallen: Sequence[int]) -> None:
+    if sorted(kept.rows[kept.broken].tolist()) != sorted(fallen):
+        raise ValueError("other rows")
+    rows = plan.shards()[shard]
+    size = plan.batch_size
+    together = [rows[start : start + size] for start in range(0, len(rows), size)]
+    whole = all(kept.rows[batch].tolist() in together for batch in kept.submitted)
+    if not (whole if plan.coupled else kept.broken.all()):
+        raise ValueError("rows that were not answered together")

@@ -22,7 +22,7 @@ from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.aggregates import broken_path
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import Judgement, judge, worst_of
-from hpm_robustbench.evaluation.kept_images import Keeper, kept_path
+from hpm_robustbench.evaluation.kept_images import Keeper, check_repeated, kept_path
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.views import Cost, Subject, View, make_view
 from hpm_robustbench.ledger.journal import Journal
@@ -66,6 +66,7 @@ def run(
 
     Raises:
         InvalidInput: the model changed its own weights while it was attacked.
+        IntegrityError: a step that was done again for its images came to other verdicts; what was written stays.
         StorageProblem: a result could not be written; everything before it is kept.
     """
     journal = Journal(runs, plan).open(environment)
@@ -91,15 +92,18 @@ class _Shard:
     def run(self, journal: Journal, progress: Progress, *, keep_images: bool) -> None:
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
             progress.begin(f"shard {self.index + 1}, {name}")
-            result = journal.read(self.index, name)
+            written = result = journal.read(self.index, name)
             self.kept = self._files_of_images(journal, name, keep_images)
             if result is None or (self._breaks(result) and not all(path.exists() for path in self.kept)):
                 result = self._clean() if step is None else self._attack(step, progress)
                 check_unchanged(self.plan, self.subject, self.examples)
+                if written is not None:
+                    check_repeated(written, result, journal.path(self.index, name))
                 if self._breaks(result):
                     for path, keeper in zip(self.kept, self.keepers, strict=True):
                         keeper.write(path)
-                journal.write(self.index, result)
+                if written is None:
+                    journal.write(self.index, result)
             self._take_in(result)
             progress.finish(100 * self.standing.float().mean().item())
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.judge import judge
-from hpm_robustbench.evaluation.kept_images import KeptImages, kept_path, read_kept
+from hpm_robustbench.evaluation.kept_images import KeptImages, named_rows, read_kept
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
-from hpm_robustbench.ledger.record import Verdict
+from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.shapes import Mask
 
 _SIZES = (1, 8)
@@ -22,15 +25,16 @@ _SIZES = (1, 8)
 
 @dataclass(frozen=True)
 class Verification:
-    """How many broken rows were kept, and how many of them did not break again in one of the ways to ask."""
+    """A run whose every broken row was broken again by its kept image, in every way to ask."""
 
     run_key: str
-    kept: int
-    lost: int
+    target: str
+    batching: str
+    broken_again: int
 
 
 def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Verification:
-    """Judge every kept image of a run again, budget and box included.
+    """See that every row that an attack of a finished run took falls to its kept image again, budget and box included.
 
     Args:
         plan: of the run.
@@ -39,47 +43,67 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Ve
         runs: folder of all runs.
 
     Raises:
-        IntegrityError: a file is torn or foreign.
+        UsageProblem: the run is not finished.
+        IntegrityError: images are missing, torn or foreign, or do not break what they broke.
     """
     journal = Journal(runs, plan)
-    kept = lost = 0
+    lost_to = _finished(journal).lost_to
+    count, failures = 0, []
     for index, rows in enumerate(plan.shards()):
         for step in plan.steps:
-            path = kept_path(journal, index, step.name)
-            if path.exists():
-                found = read_kept(path, rows, examples.dataset.image_shape)
-                kept += int(found.broken.sum())
-                lost += int((found.broken & ~_breaks_again(plan, subject, examples, found)).sum())
-    return Verification(plan.run_key, kept, lost)
+            fallen = [row for row in rows if lost_to[row] == step.name]
+            if fallen:
+                kept = read_kept(journal, index, step.name, fallen, examples.dataset.image_shape)
+                count += len(fallen)
+                failures += [f"{step.name}, shard {index}: {how}" for how in _failures(plan, subject, examples, kept)]
+    if failures:
+        raise IntegrityError(
+            wanted=f"the {count} broken rows of run {plan.run_key} to fall to their kept images again",
+            got="; ".join(failures),
+            next_step=f"remove {journal.folder / 'images'} and run the same command again with --keep-images, without "
+            "--verify; what does not fall to the new images either hangs on rounding",
+        )
+    return Verification(plan.run_key, plan.target, plan.batching.value, count)
 
 
-def _breaks_again(plan: Plan, subject: Subject, examples: ExampleSet, found: KeptImages) -> Mask:
-    """Rows broken in every way to ask: as they were, in reverse and, if they are independent, in other batches."""
-    _, sizes = torch.unique_consecutive(found.batch, return_counts=True)
-    submitted = _slices(sizes.tolist())
-    n = len(found.rows)
-    ways = [submitted] if plan.coupled else [submitted, *(_slices([size] * (-(-n // size))) for size in _SIZES)]
-    again = torch.ones_like(found.broken)
-    for batches in ways:
-        for reverse in (False, True):
-            again &= _broken(plan, subject, examples, found, batches, reverse=reverse)
-    return again
+def _finished(journal: Journal) -> RunRecord:
+    record = journal.record()
+    if record is None:
+        done, steps = journal.progress()
+        raise UsageProblem(
+            wanted=f"a finished run {journal.plan.run_key} ({journal.plan.target} {journal.plan.batching.value})",
+            got=f"{done} of {steps} steps",
+            next_step="run the same command with --keep-images, without --verify, first",
+        )
+    return record
 
 
-def _broken(
-    plan: Plan, subject: Subject, examples: ExampleSet, found: KeptImages, batches: list[slice], *, reverse: bool
-) -> Mask:
-    order = torch.cat([torch.arange(len(found.rows))[batch].flip(0) for batch in batches])
-    if not reverse:
-        order = order.sort().values
-    clean = examples.take(found.rows[order].tolist())
-    x, y, x_adv = (tensor.to(subject.device) for tensor in (clean.images, clean.labels, found.images[order]))
-    verdict = judge(subject.target_logits, x, x_adv, y, plan.threat, batches).verdict.cpu()
-    broken = torch.zeros_like(found.broken)
+def _failures(plan: Plan, subject: Subject, examples: ExampleSet, kept: KeptImages) -> list[str]:
+    """Rows that stand in one of the ways to ask."""
+    failures = []
+    for way, batches in _ways(kept, coupled=plan.coupled).items():
+        rows = kept.rows[kept.broken & ~_broken(plan, subject, examples, kept, batches)].tolist()
+        if rows:
+            failures.append(f"{named_rows(rows)} {'stand' if len(rows) > 1 else 'stands'} {way}")
+    return failures
+
+
+def _ways(kept: KeptImages, *, coupled: bool) -> dict[str, list[Tensor]]:
+    """Images in batches as they were, in reverse and, if rows are independent, in batches of other sizes."""
+    ways = {"as submitted": kept.submitted, "in another order": [batch.flip(0) for batch in kept.submitted]}
+    if not coupled:
+        everything = torch.arange(len(kept.rows))
+        ways |= {f"in batches of {size}": list(torch.split(everything, size)) for size in _SIZES}
+    return ways
+
+
+def _broken(plan: Plan, subject: Subject, examples: ExampleSet, kept: KeptImages, batches: list[Tensor]) -> Mask:
+    order = torch.cat(batches)
+    ends = accumulate(map(len, batches), initial=0)
+    clean = examples.take(kept.rows[order].tolist())
+    x, y, x_adv = (tensor.to(subject.device) for tensor in (clean.images, clean.labels, kept.images[order]))
+    slices = [slice(start, end) for start, end in pairwise(ends)]
+    verdict = judge(subject.target_logits, x, x_adv, y, plan.threat, slices).verdict.cpu()
+    broken = torch.zeros_like(kept.broken)
     broken[order] = verdict == Verdict.BROKEN
     return broken
-
-
-def _slices(sizes: list[int]) -> list[slice]:
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]

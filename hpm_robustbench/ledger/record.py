@@ -101,6 +101,16 @@ class RunRecord:
         return alive
 
     @property
+    def lost_to(self) -> list[str | None]:
+        """Per row: the first step that had it wrong, be it the clean one; None where it still stands."""
+        lost: list[str | None] = [None] * self.n
+        for step in self.steps:
+            for row, verdict in enumerate(step.verdict):
+                if lost[row] is None and verdict in (Verdict.CLEAN_WRONG, Verdict.BROKEN):
+                    lost[row] = step.name
+        return lost
+
+    @property
     def has_autoattack(self) -> bool:
         """Whether the plan holds standard AutoAttack on the target itself."""
         return any(step.group == AUTOATTACK for step in self.plan.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,11 @@ def test_kept_images_break_again_in_another_process(place, hpm_bench: Callable, 
     assert all(evaluation["diagnostics"]["n"] > 0 for evaluation in evaluations)
     verified = hpm_bench(*command, "--verify")
     assert verified.code == 0, verified.err
-    fallen = [
-        {"run_key": e["run_key"], "kept": e["clean"]["count"] - e["robust"]["count"], "lost": 0} for e in evaluations
-    ]
-    assert json.loads(verified.out) == fallen
-    assert sum(found["kept"] for found in fallen) > 0
+    fallen = {e["run_key"]: e["clean"]["count"] - e["robust"]["count"] for e in evaluations}
+    assert {row["run_key"]: row["broken_again"] for row in json.loads(verified.out)} == fallen
+    assert sum(fallen.values()) > 0
+    shutil.rmtree(next(tmp_path.glob("runs/*/images")))
+    missing = hpm_bench(*command, "--verify")
+    assert missing.code == 4
+    assert "no such file" in missing.err
+    assert missing.out == ""
