@@ -172,7 +172,8 @@ PLAIN: dict[str, tuple[str, float, int | None]] = {
     "vanishing": ("logits times 10,000", 1e4, None),
     "shattering": ("pixels are rounded first", 1.0, LEVELS),
 }
-NAMES = (*PLAIN, *DISGUISES, "beta-0", "beta-0.05", "beta-0.5", "beta-1")
+FAULTLESS = ("none", "beta-0", "beta-0.05", "beta-0.5", "beta-1")
+NAMES = tuple(dict.fromkeys((*PLAIN, *DISGUISES, *FAULTLESS)))
 
 
 def means(world: Digits, levels: int | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.probes import (
     dead_gradients,
     logit_gap,
+    misled,
     probabilities,
     regrouped,
     reordered,
@@ -72,6 +73,7 @@ def measure(sample: Sample) -> Diagnostics:
             n=sample.n,
             dead_cross_entropy=sample.count(dead_gradients(sample, cross_entropy)),
             dead_margin=sample.count(dead_gradients(sample, margin)),
+            misled=sample.count(misled(sample)) if sample.view.row_independent else None,
             repeated=sample.count(repeated(sample)),
             reordered=sample.count(reordered(sample)),
             regrouped=sample.count(regrouped(sample)),

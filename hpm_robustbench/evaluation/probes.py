@@ -7,28 +7,52 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hpm_robustbench.attacks.apgd import Ball
 from hpm_robustbench.attacks.base import seeded
-from hpm_robustbench.attacks.losses import cross_entropy
+from hpm_robustbench.attacks.losses import cross_entropy, margin
 from hpm_robustbench.evaluation.sample import Sample
-from hpm_robustbench.shapes import Labels, Logits, Losses, Mask
+from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
 
 _ROUNDING = 1e-4
 """Share of the largest logit by which another order or size of a batch may change a logit."""
 _SIZES = (1, 8)
+_SMALL = 0.01
+"""Share of eps that is a small step: most networks are as good as linear within it."""
 
 
 def dead_gradients(sample: Sample, loss: Callable[[Logits, Labels], Losses]) -> Mask:
     """Rows at which the gradient of ``loss`` towards the image is exactly zero, or not finite."""
-    dead = []
-    for batch in sample.batches():
-        leaf = batch.x.detach().requires_grad_()
-        with torch.enable_grad():
-            values = loss(batch.view(leaf), batch.y)
-            connected = values.sum() + 0 * leaf.sum()  # the gradient of an answer that has none is zero
-            (gradient,) = torch.autograd.grad(connected, leaf)
-        flat = gradient.flatten(1)
-        dead.append((flat == 0).all(dim=1) | ~flat.isfinite().all(dim=1))
-    return torch.cat(dead)
+    slopes = [_slope(batch, loss).flatten(1) for batch in sample.batches()]
+    return torch.cat([(slope == 0).all(dim=1) | ~slope.isfinite().all(dim=1) for slope in slopes])
+
+
+def misled(sample: Sample) -> Mask:
+    """Rows at which a small step along the gradient of the margin gains less than half of what it promises.
+
+    So it is where a gradient is noise, leads elsewhere, or belongs to another image.
+
+    Source: the local linearity of Qin et al. 2019 (arXiv 1907.02610), as a check instead of a regulariser.
+    """
+    return torch.cat([_misled_in_batch(batch) for batch in sample.batches()])
+
+
+def _misled_in_batch(batch: Sample) -> Mask:
+    slope, ball = _slope(batch, margin), Ball(batch.x, batch.threat)
+    point = ball.project(batch.x + _SMALL * float(batch.threat.eps) * ball.direction(slope))
+    promised = ((point - batch.x) * slope).flatten(1).sum(dim=1)
+    before, after = batch.view.target_logits(batch.x), batch.view.target_logits(point)
+    gained = margin(after, batch.y) - margin(before, batch.y)
+    short: Tensor = promised / 2 - gained > _ROUNDING * before.abs().amax()
+    return short
+
+
+def _slope(batch: Sample, loss: Callable[[Logits, Labels], Losses]) -> Images:
+    """The gradient of the loss by the images; zero where the answer has none."""
+    leaf = batch.x.detach().requires_grad_()
+    with torch.enable_grad():
+        connected = loss(batch.view(leaf), batch.y).sum() + 0 * leaf.sum()
+        (slope,) = torch.autograd.grad(connected, leaf)
+    return slope
 
 
 def repeated(sample: Sample) -> Mask:

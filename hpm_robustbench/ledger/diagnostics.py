@@ -31,6 +31,8 @@ class Diagnostics(Block):
         n: images looked at.
         dead_cross_entropy: the gradient of cross-entropy is exactly zero, or not finite.
         dead_margin: the gradient of the margin (best other logit minus the true one) is.
+        misled: a small step along the gradient of the margin gains less than half of what it promises; None for a
+            target that couples rows, whose gradients are shared, and on cards from before it was measured.
         repeated: the same batch, asked again, was answered with other bits.
         reordered: the label changed, beyond rounding, when the batch was asked in another order.
         regrouped: the label changed, beyond rounding, in batches of other sizes.
@@ -48,6 +50,7 @@ class Diagnostics(Block):
     n: Images
     dead_cross_entropy: Count
     dead_margin: Count
+    misled: Count | None = None
     repeated: Count
     reordered: Count
     regrouped: Count
@@ -63,9 +66,10 @@ class Diagnostics(Block):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Diagnostics:
-        clean = (self.dead_cross_entropy, self.dead_margin, self.repeated, self.reordered, self.regrouped)
+        gradients = (self.dead_cross_entropy, self.dead_margin, self.misled or 0)
+        answers = (self.repeated, self.reordered, self.regrouped)
         curves = (*(point.standing for point in self.budgets), *(point.standing for point in self.iterations))
-        if max(*clean, self.probabilities, self.saturated, self.noise, *curves) > self.n:
+        if max(*gradients, *answers, self.probabilities, self.saturated, self.noise, *curves) > self.n:
             raise ValueError(f"a count is above the {self.n} images looked at")
         if self.noise_alone > self.noise:
             raise ValueError("noise alone broke more images than noise did")

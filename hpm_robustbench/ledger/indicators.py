@@ -4,7 +4,8 @@ A robust accuracy says as much about the attacks as about the defence. A run wri
 follows from them here, so that a card cannot show the one without the other.
 
 Sources: Pintor et al. 2022, "Indicators of Attack Failure" (arXiv 2106.09947); Carlini et al. 2019, "On Evaluating
-Adversarial Robustness" (arXiv 1902.06705); AutoAttack's own checks.
+Adversarial Robustness" (arXiv 1902.06705); Qin et al. 2019, "Adversarial Robustness through Local Linearization"
+(arXiv 1907.02610); AutoAttack's own checks.
 """
 
 from __future__ import annotations
@@ -134,6 +135,23 @@ def _of_gradients(found: Diagnostics, doubt: str) -> list[Indicator]:
             f"cross-entropy has no gradient at {entropy}: attacks that ascend it see nothing there",
             fires=_beyond_chance(found.dead_cross_entropy, found),
         ),
+        *_of_slopes(found, doubt),
+    ]
+
+
+def _of_slopes(found: Diagnostics, doubt: str) -> list[Indicator]:
+    if found.misled is None:
+        return []
+    misled = _some(found.misled, found)
+    return [
+        _indicator(
+            "Slope of the margin",
+            f"a small step along it gains less than half of what it promises at {misled}",
+            _MORE,
+            f"{doubt}the gradient of the margin misleads at {misled}: a small step along it gains less than half of "
+            "what it promises",
+            fires=_beyond_chance(found.misled, found),
+        )
     ]
 
 

@@ -16,7 +16,7 @@ from hpm_robustbench.attacks.losses import cross_entropy, margin
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.evaluation.diagnostics import diagnose, measure
 from hpm_robustbench.evaluation.identity import subject_sha256
-from hpm_robustbench.evaluation.probes import dead_gradients, regrouped, reordered, repeated
+from hpm_robustbench.evaluation.probes import dead_gradients, misled, regrouped, reordered, repeated
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.evaluation.sample import ROWS, Sample, draw_sample
 from hpm_robustbench.evaluation.stress import broken_by_gradients, broken_by_noise, multiples
@@ -79,6 +79,21 @@ def hard(net: nn.Module, x: Tensor) -> Tensor:
 
 def not_a_number(net: nn.Module, x: Tensor) -> Tensor:
     return net(x) + (x - x.detach()).flatten(1).sum(1, keepdim=True).sqrt()
+
+
+def noisy(net: nn.Module, x: Tensor) -> Tensor:
+    return net(x) + 1e-2 * torch.sin(1e4 * x.flatten(1)[:, :10])
+
+
+def of_the_neighbour(net: nn.Module, x: Tensor) -> Tensor:
+    logits = net(x)
+    return logits.detach() + (logits - logits.detach()).roll(1, dims=0)
+
+
+def flattering(net: nn.Module, x: Tensor) -> Tensor:
+    """A gradient three times as steep as the answer."""
+    logits = net(x)
+    return 3 * logits - 2 * logits.detach()
 
 
 def random_head(net: nn.Module, x: Tensor) -> Tensor:
@@ -159,6 +174,25 @@ def test_other_batches_of_a_coupled_target_are_other_questions_but_order_is_not(
 def test_a_gradient_that_is_not_there_is_found(sample_of, answer, loss) -> None:
     assert dead_gradients(sample_of(answer), loss).all()
     assert not dead_gradients(sample_of(), loss).any()
+
+
+@pytest.mark.parametrize("answer", [noisy, of_the_neighbour, flattering], ids=lambda f: f.__name__)
+def test_a_gradient_that_misleads_is_found(sample_of, brief, answer) -> None:
+    assert misled(sample_of(answer)).float().mean() > 0.3
+    assert not dead_gradients(sample_of(answer), margin).any()
+    assert "Slope of the margin" in fired(sample_of(answer))
+
+
+@pytest.mark.parametrize("answer", [None, quantised, lambda net, x: 1e4 * net(x)], ids=["sound", "none", "large"])
+@pytest.mark.parametrize("threat", [LINF, ThreatModel.parse("L2", "0.5"), ThreatModel.parse("Linf", "1/255")], ids=str)
+def test_a_gradient_that_keeps_its_promise_or_makes_none_does_not_mislead(sample_of, answer, threat) -> None:
+    assert not misled(sample_of(answer, threat=threat)).any()
+
+
+def test_slopes_are_not_asked_of_rows_that_share_a_gradient(wrapped: Wrapped, sample_of, brief) -> None:
+    joint = make_view("hpm", Subject(wrapped.classifier.with_batching(Batching.JOINT), wrapped.base))
+    assert measure(replace(sample_of(), view=joint)).misled is None
+    assert measure(sample_of()).misled == 0
 
 
 def test_blind_gradients_are_found_out_and_noise_beats_them(sample_of, brief) -> None:

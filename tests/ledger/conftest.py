@@ -121,6 +121,7 @@ def sound() -> Diagnostics:
         n=64,
         dead_cross_entropy=0,
         dead_margin=0,
+        misled=0,
         repeated=0,
         reordered=0,
         regrouped=0,

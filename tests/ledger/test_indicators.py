@@ -35,6 +35,11 @@ FAULTS = [
         {"dead_cross_entropy": 2},
         "cross-entropy has no gradient at 2 of 64 images: attacks that ascend it see nothing there",
     ),
+    (
+        {"misled": 2},
+        f"{DOUBT}: the gradient of the margin misleads at 2 of 64 images: a small step along it gains less than half "
+        "of what it promises",
+    ),
     ({"repeated": 1}, f"{DOUBT}: 1 of 64 images got another answer when they were asked again"),
     ({"reordered": 1}, f"{DOUBT}: 1 of 64 images got another label in another order of the same batch"),
     ({"regrouped": 1}, f"{DOUBT}: 1 of 64 images got another label in batches of other sizes"),
@@ -67,7 +72,14 @@ def test_each_fault_fires_its_own_indicator_and_no_other(sound, fault, flag):
 
 @pytest.mark.parametrize(
     "chance",
-    [{"dead_margin": 1}, {"dead_cross_entropy": 1}, {"probabilities": 63}, {"saturated": 6}, {"budgets": ONE_LEFT}],
+    [
+        {"dead_margin": 1},
+        {"misled": 1},
+        {"dead_cross_entropy": 1},
+        {"probabilities": 63},
+        {"saturated": 6},
+        {"budgets": ONE_LEFT},
+    ],
     ids=lambda chance: next(iter(chance)),
 )
 def test_what_luck_explains_fires_nothing(sound, chance):
@@ -77,6 +89,12 @@ def test_what_luck_explains_fires_nothing(sound, chance):
 def test_a_batch_coupled_target_may_answer_other_batches_otherwise_but_not_the_same_ones(sound):
     assert flags(sound.model_copy(update={"regrouped": 30}), coupled=True) == []
     assert len(flags(sound.model_copy(update={"reordered": 1}), coupled=True)) == 1
+
+
+def test_slopes_that_nobody_measured_are_no_indicator(sound):
+    old = sound.model_copy(update={"misled": None})
+    told = [{i.name for i in indicators(found, coupled=False, autoattack=True)} for found in (sound, old)]
+    assert told[0] - told[1] == {"Slope of the margin"}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +119,7 @@ def test_half_a_point_of_few_images_is_a_matter_of_chance(count, n, too_many):
     "impossible",
     [
         {"dead_margin": 65},
+        {"misled": 65},
         {"noise": 1, "noise_alone": 2},
         {"budgets": curve(AtBudget, "multiple", (1.0, 5), (0.5, 4))},
         {"iterations": curve(AtSteps, "steps", (100, 5), (100, 4))},

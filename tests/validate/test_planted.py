@@ -60,15 +60,11 @@ def test_every_member_met_every_image_that_still_stood(tried: Tried) -> None:
 
 
 @pytest.mark.validate
-def test_autoattack_is_doubted_where_only_square_got_through_and_not_where_it_is_right(tried: Tried) -> None:
-    doubted = any(flag.startswith("base: ") and f": {DOUBT}" in flag for flag in tried.flags)
-    if tried.planted.name in ("shattering", "mates"):
-        assert doubted
-    elif tried.planted.name not in AUTOATTACK_FOOLED:
-        assert (tried.base_autoattack == tried.planted.base_standing).all()
-        assert not doubted
-    else:  # where it is most wrong nothing in its counts tells; that is why labels are asked too
-        assert tried.base_autoattack.sum() > tried.planted.base_standing.sum()
+def test_autoattack_is_doubted_wherever_it_is_wrong_and_nowhere_without_a_fault(tried: Tried) -> None:
+    """Through k-winners it finds its way all the same; that its gradients mislead is true there too."""
+    name, doubts = tried.planted.name, [f for f in tried.flags if f.startswith("base: ") and f": {DOUBT}" in f]
+    assert bool(doubts) == (name in (*AUTOATTACK_FOOLED, "k-winners"))
+    assert (tried.base_autoattack.sum() > tried.planted.base_standing.sum()) == (name in AUTOATTACK_FOOLED)
 
 
 @pytest.mark.parametrize("name", AUTOATTACK_FOOLED)
