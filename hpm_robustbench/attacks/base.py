@@ -74,10 +74,11 @@ class Attack:
         return self.search(view, x, y, active, threat, seed, batch_size, **parameters)
 
 
-def packed(attack_batch: Callable[..., Images]) -> Attack:
+def packed(attack_batch: Callable[..., Images], *, shares_passes: bool = False) -> Attack:
     """An attack that sees only active rows, in consecutive full batches, and starts from the same seed in each.
 
-    ``attack_batch(view, x, y, threat, seed, **parameters)`` answers for one batch of active rows.
+    ``attack_batch(view, x, y, threat, seed, **parameters)`` answers for one batch of active rows. If it
+    ``shares_passes`` among several points of each row, it is also told how many images may go through ``at_once``.
     """
 
     def search(
@@ -91,10 +92,11 @@ def packed(attack_batch: Callable[..., Images]) -> Attack:
         **parameters: Parameter,
     ) -> Submissions:
         x_adv = x.clone()
+        limits = {"at_once": batch_size} if shares_passes else {}
         with torch.no_grad():
             for rows in torch.split(active.nonzero().squeeze(1), batch_size):
                 if len(rows):  # splitting nothing yields one empty batch
-                    x_adv[rows] = attack_batch(view, x[rows], y[rows], threat, seed, **parameters)
+                    x_adv[rows] = attack_batch(view, x[rows], y[rows], threat, seed, **limits, **parameters)
         return (x_adv,)
 
     return Attack(search, requires_row_independence=True)

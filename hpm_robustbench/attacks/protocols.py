@@ -22,7 +22,8 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     is always tried, by all of AutoAttack's components: a base whose gradients mislead falls to Square alone, and HPM
     on top of it must not be credited for that (MNIST, Linf 0.3: Square's images broke 12 of 13 that stood under
     everything else). Unless something was fine-tuned, the FC head on its backbone *is* the original model (the split
-    proves it, bit for bit), so the two surrogates are one, listed as ``base``.
+    proves it, bit for bit), so the two surrogates are one, listed as ``base``. Where there is no gradient at all, as
+    through rounded pixels, the decision is smoothed instead; that is dear, and spent nowhere else.
     """
     linear = ("base", "fc") if fine_tuned else ("base",)
     transferred = tuple(Step(view, attack, MSA) for attack in COMPONENTS for view in linear)
@@ -31,7 +32,8 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
             Step("hpm", "conjunction", MSA),
             Step("hpm", "conjunction", MSA, {"softness": 0.0, "targets": 3}),
         )
-        return (*standard("hpm"), *conjunctions, *transferred, Step("hpm", "hard-label", MSA))
+        without_gradients = (Step("hpm", "smoothed", MSA, {"where": "flat"}), Step("hpm", "hard-label", MSA))
+        return (*standard("hpm"), *conjunctions, *transferred, *without_gradients)
     return _TOGETHER + transferred + _FOR_FEW_VICTIMS
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hpm_robustbench.attacks.apgd import Ball
 from hpm_robustbench.attacks.base import seeded
-from hpm_robustbench.attacks.losses import cross_entropy, margin
+from hpm_robustbench.attacks.losses import cross_entropy, flat, margin, slope_of
 from hpm_robustbench.evaluation.sample import Sample
-from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
+from hpm_robustbench.shapes import Labels, Logits, Losses, Mask
 
 _ROUNDING = 1e-4
 """Share of the largest logit by which another order or size of a batch may change a logit."""
@@ -22,8 +22,7 @@ _SMALL = 0.01
 
 def dead_gradients(sample: Sample, loss: Callable[[Logits, Labels], Losses]) -> Mask:
     """Rows at which the gradient of ``loss`` towards the image is exactly zero, or not finite."""
-    slopes = [_slope(batch, loss).flatten(1) for batch in sample.batches()]
-    return torch.cat([(slope == 0).all(dim=1) | ~slope.isfinite().all(dim=1) for slope in slopes])
+    return torch.cat([flat(slope_of(batch.view, batch.x, batch.y, loss)) for batch in sample.batches()])
 
 
 def misled(sample: Sample) -> Mask:
@@ -37,22 +36,13 @@ def misled(sample: Sample) -> Mask:
 
 
 def _misled_in_batch(batch: Sample) -> Mask:
-    slope, ball = _slope(batch, margin), Ball(batch.x, batch.threat)
+    slope, ball = slope_of(batch.view, batch.x, batch.y, margin), Ball(batch.x, batch.threat)
     point = ball.project(batch.x + _SMALL * float(batch.threat.eps) * ball.direction(slope))
     promised = ((point - batch.x) * slope).flatten(1).sum(dim=1)
     before, after = batch.view.target_logits(batch.x), batch.view.target_logits(point)
     gained = margin(after, batch.y) - margin(before, batch.y)
     short: Tensor = promised / 2 - gained > _ROUNDING * before.abs().amax()
     return short
-
-
-def _slope(batch: Sample, loss: Callable[[Logits, Labels], Losses]) -> Images:
-    """The gradient of the loss by the images; zero where the answer has none."""
-    leaf = batch.x.detach().requires_grad_()
-    with torch.enable_grad():
-        connected = loss(batch.view(leaf), batch.y).sum() + 0 * leaf.sum()
-        (slope,) = torch.autograd.grad(connected, leaf)
-    return slope
 
 
 def repeated(sample: Sample) -> Mask:

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from hpm_robustbench.attacks import alone, conjunction, joint
+from hpm_robustbench.attacks import alone, conjunction, joint, smoothed
 from hpm_robustbench.attacks.protocols import COMPONENTS, COUPLED_THREATS, find_protocol, msa, quick, standard
 from hpm_robustbench.attacks.registry import find_attack
 from hpm_robustbench.errors import BatchCoupled, UnknownName
@@ -13,7 +13,12 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, QUICK
 from hpm_robustbench.threat import Batching
 
 BATCHINGS = list(Batching)
-SEARCHES = {"joint": joint._joint, "conjunction": conjunction._conjunction, "alone": alone._climb}
+SEARCHES = {
+    "joint": joint._joint,
+    "conjunction": conjunction._conjunction,
+    "alone": alone._climb,
+    "smoothed": smoothed._smoothed,
+}
 COUPLED_UNDER_JOINT = {"hpm", "soft"}
 
 
@@ -53,6 +58,7 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
         "apgd-t@base",
         "fab-t@base",
         "square@base",
+        "smoothed@hpm.where-flat",
         "hard-label@hpm",
     ]
 
