@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.evaluation.kept_images import read_kept
@@ -73,22 +72,13 @@ def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet) -> I
     Raises:
         IntegrityError: an image that the run kept is missing or not whole.
     """
-    images = examples.images.clone()
-    missing = torch.tensor(record.clean_correct) & ~torch.tensor(record.standing())
+    images, lost_to = examples.images.clone(), record.lost_to
     for shard, rows in enumerate(record.plan.shards()):
         for step in record.plan.steps:
-            path = broken_path(journal, shard, step.name)
-            if path.exists():
-                kept = read_kept(path, rows, examples.dataset.image_shape)
-                fresh = missing[kept.rows]  # the file may be of an attempt that was cut off
-                images[kept.rows[fresh]] = kept.images[fresh]
-                missing[kept.rows] = False
-    if missing.any():
-        raise IntegrityError(
-            wanted=f"the image by which each broken row was broken, in {_folder(journal)}",
-            got=f"none of {int(missing.sum())} rows",
-            next_step="run the same command again; it does what is missing",
-        )
+            fallen = [row for row in rows if lost_to[row] == step.name]
+            if fallen:
+                kept = read_kept(broken_path(journal, shard, step.name), fallen, examples.dataset.image_shape, None)
+                images[kept.rows] = kept.images
     return images
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.plan import BasePlan
 from hpm_robustbench.ledger.record import StepResult
 from hpm_robustbench.shapes import Images, Mask
 
@@ -92,29 +91,30 @@ def check_repeated(written: StepResult, again: StepResult, path: Path) -> None:
         )
 
 
-def read_kept(journal: Journal, shard: int, step: str, fallen: Sequence[int], shape: tuple[int, ...]) -> KeptImages:
+def read_kept(
+    path: Path, fallen: Sequence[int], shape: tuple[int, ...], batches: Sequence[Sequence[int]] | None
+) -> KeptImages:
     """Read the images by which a step took rows of a shard, believing nothing of the file.
 
     Args:
-        journal: of the run.
-        shard: its number.
-        step: its name.
-        fallen: the rows that it took, as the journal has it; each must be there once.
+        path: the file.
+        fallen: the rows that the step took, as the journal has it; each must be there once.
         shape: of one image.
+        batches: rows of the batches in which they were answered, which must be there whole; None where each broken
+            image is kept for itself.
 
     Raises:
         IntegrityError: the file is not there, torn or foreign, or tells of other rows, batches or images.
     """
-    path = kept_path(journal, shard, step)
     try:
         kept = KeptImages(**safetensors.torch.load(path.read_bytes()))
         _check_columns(kept, shape)
-        _check_rows(kept, journal.plan, shard, fallen)
+        _check_rows(kept, fallen, batches)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         gone = isinstance(error, FileNotFoundError)
         again = "run the same command again with --keep-images, without --verify"
         raise IntegrityError(
-            wanted=f"in {path} the images by which {step} broke {named_rows(fallen)} of run {journal.plan.run_key}",
+            wanted=f"in {path} the images by which that step broke {named_rows(fallen)}",
             got="no such file" if gone else str(error),
             next_step=again if gone else f"remove that file and {again}",
         ) from error
@@ -136,12 +136,12 @@ def _check_columns(kept: KeptImages, shape: tuple[int, ...]) -> None:
         raise ValueError("columns of other lengths or types")
 
 
-def _check_rows(kept: KeptImages, plan: BasePlan, shard: int, fallen: Sequence[int]) -> None:
+def _check_rows(kept: KeptImages, fallen: Sequence[int], batches: Sequence[Sequence[int]] | None) -> None:
     if sorted(kept.rows[kept.broken].tolist()) != sorted(fallen):
         raise ValueError("other rows")
-    rows = plan.shards()[shard]
-    size = plan.batch_size
-    together = [rows[start : start + size] for start in range(0, len(rows), size)]
-    whole = all(kept.rows[batch].tolist() in together for batch in kept.submitted)
-    if not (whole if plan.coupled else kept.broken.all()):
+    if batches is None:
+        together = bool(kept.broken.all())
+    else:
+        together = all(kept.rows[batch].tolist() in batches for batch in kept.submitted)
+    if not together:
         raise ValueError("rows that were not answered together")

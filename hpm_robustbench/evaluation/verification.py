@@ -12,7 +12,7 @@ from torch import Tensor
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.judge import judge
-from hpm_robustbench.evaluation.kept_images import KeptImages, named_rows, read_kept
+from hpm_robustbench.evaluation.kept_images import KeptImages, kept_path, named_rows, read_kept
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
@@ -53,7 +53,8 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Ve
         for step in plan.steps:
             fallen = [row for row in rows if lost_to[row] == step.name]
             if fallen:
-                kept = read_kept(journal, index, step.name, fallen, examples.dataset.image_shape)
+                batches = plan.batches() if plan.coupled else None
+                kept = read_kept(kept_path(journal, index, step.name), fallen, examples.dataset.image_shape, batches)
                 count += len(fallen)
                 failures += [f"{step.name}, shard {index}: {how}" for how in _failures(plan, subject, examples, kept)]
     if failures:

@@ -169,11 +169,12 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(trial, tmp_path: Path) 
     journal, shape = Journal(tmp_path, plan), examples.dataset.image_shape
     path = kept_path(journal, shard, step)
     content, kept = path.read_bytes(), load_file(path)
-    assert read_kept(journal, shard, step, fallen, shape).images.shape[1:] == shape
+    batches = plan.batches() if plan.coupled else None
+    assert read_kept(path, fallen, shape, batches).images.shape[1:] == shape
     with pytest.raises(IntegrityError, match="other rows"):
-        read_kept(journal, shard, step, fallen[1:], shape)
+        read_kept(path, fallen[1:], shape, batches)
     with pytest.raises(IntegrityError, match="of shape"):
-        read_kept(journal, shard, step, fallen, (3, 8, 8))
+        read_kept(path, fallen, (3, 8, 8), batches)
     one = int(kept["broken"].nonzero()[0])
     for bad in (
         {"broken": kept["broken"].int()},
