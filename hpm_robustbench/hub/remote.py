@@ -196,4 +196,9 @@ def _reason(error: Exception) -> tuple[str, str]:
         }
         return known.get(status, (line, f"{again}, later if it is the Hub's fault"))
     *_, deepest = causes(error)
+    if all(part in str(deepest) for part in ("xet-write-token", "404")):
+        return (
+            "no Xet storage there, which the client takes unless told otherwise",
+            "set HF_HUB_DISABLE_XET=1, and again",
+        )
     return in_one_line(deepest), f"check the connection, and {again}"
