@@ -21,6 +21,7 @@ from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.pipeline import Case
 from hpm_robustbench.report import render_table
 from hpm_robustbench.threat import Batching
+from hpm_robustbench.zoo.hub_file import HubFile
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Wish:
     samples: str | None = None
     benchmark: Benchmark | None = None
     sign: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            HubFile.parse(f"{self.samples}@main")
 
 
 @dataclass(frozen=True)

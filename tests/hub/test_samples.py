@@ -185,9 +185,12 @@ def test_other_peoples_data_and_tags_are_left_alone(hub, push, loopback):
         push()
 
 
-def test_a_proposal_has_no_samples_of_its_own(hub, push):
+def test_a_proposal_or_a_place_that_is_none_is_refused_at_once(hub, push):
     with pytest.raises(UsageProblem, match="--samples with --create-pr"):
         push("--create-pr")
+    for name in ("data", "../x/y", "me/a--b", "me/x@main"):
+        with pytest.raises(UsageProblem):
+            push("--samples", name)
     assert hub.asked == []
 
 
