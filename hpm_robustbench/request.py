@@ -171,11 +171,18 @@ def run_options(
 
     Raises:
         UnknownName: no such knob, recipe or control.
-        UsageProblem: a value that a knob cannot have, or a control or knob of no recipe.
+        UsageProblem: a value that a knob cannot have, a control or knob of no recipe, or batches that nobody fills.
     """
+    composition = Composition(batches)
+    if composition is not Composition.IID and Batching.JOINT.value not in batching:
+        raise UsageProblem(
+            wanted=f"--batching joint beside --batches {batches}",
+            got=f"batching {' and '.join(batching)}, where no image has mates that could be chosen",
+            next_step="add --batching joint, or leave --batches out",
+        )
     return RunOptions(
         batchings=tuple(Batching(b) for b in dict.fromkeys(batching)),
-        composition=Composition(batches),
+        composition=composition,
         defence=_defence(knobs),
         trust=Trust(checksums, tuple(allow_global)),
         tuning=_tuning(recipe, control, tune, rest.get("seed", RunOptions.seed)),

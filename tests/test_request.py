@@ -8,6 +8,7 @@ import pytest
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.request import find_spec, own_spec, run_options, spec_to_run
+from hpm_robustbench.threat import Composition
 from hpm_robustbench.training.recipe import Control
 
 
@@ -65,6 +66,14 @@ def test_a_recipe_is_read_with_its_knobs_and_never_guessed() -> None:
     for alone in ({"control": "fc"}, {"tune": ["epochs=2"]}):
         with pytest.raises(UsageProblem, match="add --recipe uniform-v1"):
             run_options(**asked, **alone)
+
+
+def test_batches_are_composed_where_there_are_any() -> None:
+    asked = {"batching": ("solo", "joint"), "knobs": ()}
+    assert run_options(**asked).composition is Composition.IID
+    assert run_options(**asked, batches="single-class").composition is Composition.SINGLE_CLASS
+    with pytest.raises(UsageProblem, match="--batching joint beside --batches sorted"):
+        run_options(batching=("solo", "reference"), knobs=(), batches="sorted")
 
 
 def test_what_was_published_of_other_weights_is_not_said_of_these() -> None:
