@@ -293,6 +293,18 @@ def validate(paths: Sequence[Path]) -> None:
         click.echo(f"{path}: {read_card(path).name}: valid")
 
 
+@card.command("rows")
+@click.argument("path", type=_path)
+@_format
+def rows_of_card(path: Path, form: str) -> None:
+    """Show which attack took each image of a card, and as which class."""
+    from hpm_robustbench.ledger.model_card import read_card
+    from hpm_robustbench.report import card_rows, render_rows
+
+    rows = card_rows(read_card(path))
+    click.echo(_json(rows) if form == "json" else render_rows(rows, empty="a card that does not tell of rows"))
+
+
 @cli.command()
 @_format
 def doctor(form: str) -> None:

@@ -135,6 +135,19 @@ def _beside_controls(bench: HpmBench) -> str:
     return table if credited else "C1 has not been tried, so no gain can be credited to HPM; --controls tries it."
 
 
+def card_rows(card: ModelCard) -> list[dict[str, Any]]:
+    """Each image that fell in an evaluation, the step that took it, and the class it was then taken for."""
+    from hpm_robustbench.ledger.card_bench import HpmBench
+    from hpm_robustbench.ledger.provenance import fates
+
+    bench = card.hpm_bench
+    return [
+        {"target": e.target, "batching": e.batching.value, "seed": e.seed, "row": row, "step": step, "class": taken_for}
+        for e in (bench.evaluations if isinstance(bench, HpmBench) else [])
+        for row, (step, taken_for) in sorted(fates(e.provenance or {}).items())
+    ]
+
+
 def _on_corrupted_images(bench: CorruptionBench) -> list[str]:
     """One line per evaluation, then for each of them one per corruption with its severities."""
     summary = render_table(
@@ -273,7 +286,9 @@ def render_rows(rows: Sequence[Mapping[str, Any]], *, empty: str) -> str:
     """A table of equal-keyed rows, or ``empty``."""
     if not rows:
         return empty
-    return render_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    return render_table(
+        list(rows[0]), [["-" if value is None else str(value) for value in row.values()] for row in rows]
+    )
 
 
 def software() -> dict[str, Any]:

@@ -243,6 +243,11 @@ class HpmBench(Bench):
         fc = self.fc(claim.batching)
         if claim.verdict != judged(claim.test, fc.test if fc else None, tuned=bool(self.tuning)):
             raise ValueError(f"the verdict on {claim.batching.value} does not follow from the counts beside it")
+        of_base, of_hpm = base.fallen, hpm.fallen
+        if of_base is None or of_hpm is None:
+            return
+        if (claim.only_base, claim.only_hpm) != (len(of_hpm - of_base), len(of_base - of_hpm)):
+            raise ValueError(f"the verdict on {claim.batching.value} does not fit the rows that fell")
 
     def _check_control(self, control: Control) -> None:
         hpm = self.evaluation("hpm", control.batching)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -15,6 +16,8 @@ from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Imag
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.indicators import Indicator, indicators, of_black_boxes, of_transfers
 from hpm_robustbench.ledger.plan import AUTOATTACK
+from hpm_robustbench.ledger.provenance import Provenance, fates
+from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.ledger.statistics import proportion
 from hpm_robustbench.threat import Batching, Composition, Norm
 
@@ -114,6 +117,7 @@ class Evaluation(Block):
     number of batch mates of one class. ``flags`` were raised about the whole run, those of a step stand with it.
     ``diagnostics`` tell how far the attacks can be trusted; what they raise is among the flags. ``composition`` says
     which images meet in a batch of JOINT, ``aggregates`` what images do there in other submissions.
+    ``provenance`` tells which row fell to which step, and as which class; cards from before it was told have none.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -141,6 +145,7 @@ class Evaluation(Block):
     diagnostics: Diagnostics | None = None
     composition: Composition = Composition.IID
     aggregates: Aggregates | None = None
+    provenance: Provenance | None = None
 
     @property
     def trial(self) -> tuple[object, ...]:
@@ -183,6 +188,11 @@ class Evaluation(Block):
             return []
         coupled = self.target == "hpm" and not self.batching.row_independent
         return indicators(self.diagnostics, coupled=coupled, autoattack=self.autoattack is not None)
+
+    @property
+    def fallen(self) -> set[int] | None:
+        """Rows that some step has wrong, the clean one included, where the card tells of rows."""
+        return None if self.provenance is None else {*fates(self.provenance)}
 
     @property
     def all_flags(self) -> list[str]:
@@ -233,4 +243,15 @@ class Evaluation(Block):
             raise ValueError("the composite broke more images than stood, or than are wrong in it")
         if found.flag not in (None, *self.flags):
             raise ValueError("aggregates raise a flag that is not among the flags")
+        return self
+
+    @model_validator(mode="after")
+    def _every_row_has_one_fate(self) -> Evaluation:
+        if self.provenance is None:
+            return self
+        found = fates(self.provenance)
+        told = Counter(step for step, _ in found.values())
+        counted = Counter({CLEAN: self.n - self.clean.count}) + Counter({s.name: s.broken for s in self.steps})
+        if told != counted or max(found, default=0) >= self.n:
+            raise ValueError("the rows that fell are not as many as each step broke, or not among the images")
         return self

@@ -16,6 +16,7 @@ from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.indicators import black_box_wins, indicators, overstates
 from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
+from hpm_robustbench.ledger.provenance import provenance_of
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
@@ -196,6 +197,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
             *_diagnosed(record),
         ],
         steps=[_step(record, step) for step in plan.steps],
+        provenance=provenance_of(record),
         **_found_out(record),
         **composed(plan),
     )

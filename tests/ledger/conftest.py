@@ -46,9 +46,9 @@ def run_steps(plan: Plan, clean: float, strengths: list[float], flags: dict[str,
     hardness, right = rng.random(N), rng.random(N) < clean
     alive, rows = right.copy(), tuple(range(N))
     luck = 0.15 if plan.batching is Batching.JOINT else 0.02
-    nothing = (None,) * N
+    nothing, labels = (None,) * N, tuple(row % 10 for row in range(N))
     first = tuple(int(Verdict.STANDING if ok else Verdict.CLEAN_WRONG) for ok in right)
-    yield StepResult(CLEAN, rows, first, nothing, nothing, N, 0, tuple(flags.get(CLEAN, ())))
+    yield StepResult(CLEAN, rows, first, labels, nothing, N, 0, tuple(flags.get(CLEAN, ())))
     for step, strength in zip(plan.steps, strengths, strict=True):
         met = np.ones(N, bool) if plan.batching is Batching.JOINT else alive
         broken = met & ~(right & (hardness >= strength + luck * rng.random(N)))
@@ -58,7 +58,7 @@ def run_steps(plan: Plan, clean: float, strengths: list[float], flags: dict[str,
             step.name,
             rows,
             tuple(verdict.tolist()),
-            nothing,
+            labels,
             nothing,
             forward,
             backward,

@@ -60,6 +60,8 @@ def site_of(card, corrupted_card, tmp_path):
         for each in (corrupted_card, card):
             data = poisoned(each.to_json(), text)
             data["hpm_bench"]["evaluations"][0]["flags"] = [text]
+            for evaluation in data["hpm_bench"]["evaluations"]:
+                evaluation.pop("provenance", None)  # it would not fit steps that all have one name
             if each is card:
                 data["unreliable"] = text.startswith("AutoAttack may")
             write_card(ModelCard.model_validate_json(json.dumps(data)), tmp_path / "cards")
