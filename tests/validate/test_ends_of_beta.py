@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from validation.planted import Digits, Planted, digits, linear, plant
 from validation.trial import Tried, attempt
 
@@ -20,11 +21,26 @@ NOISE = 1
 
 @pytest.fixture(scope="module")
 def ordinary() -> Tried:
-    """The embedded network, undefended: HPM at beta 1 over it is the network itself."""
-    world = digits(12)
+    """A convolutional network, undefended: HPM at beta 1 over it is the network itself."""
+    world = digits(30, n_classes=3)
     unknown = np.zeros(len(world.x), dtype=bool)
-    model = hpm_robustbench.load_model(DIGITS_MODEL)
-    return attempt(Planted("ordinary", "no fault", model, unknown, unknown, {"beta": 1.0}), world)
+    return attempt(Planted("ordinary", "no fault", trained(world), unknown, unknown, {"beta": 1.0}), world)
+
+
+def trained(world: Digits) -> nn.Module:
+    """Some seconds of training on noisy images, so that attacks meet some resistance."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 16), nn.ReLU(), nn.Linear(16, 3)
+        )
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(100):
+            optimiser.zero_grad()
+            noisy = world.train_x + 0.15 * torch.randn_like(world.train_x).sign()
+            F.cross_entropy(net(noisy.clamp(0, 1)), world.train_y).backward()
+            optimiser.step()
+    return net.requires_grad_(False).eval()
 
 
 @pytest.mark.validate
