@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from hpm_robustbench.hpm.classifier import HPMClassifier
-from hpm_robustbench.pipeline import RunOptions, evaluate
+from hpm_robustbench.pipeline import evaluate
 from hpm_robustbench.request import find_spec
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 

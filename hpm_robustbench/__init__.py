@@ -118,13 +118,14 @@ def benchmark(
         threat_model: ``Linf``, ``L2`` or ``corruptions``.
         eps: the budget, such as ``8/255``; corruptions have none.
         head: name of the last linear layer, if it cannot be found.
-        **options: see ``pipeline.RunOptions``.
+        **options: see ``run_options.RunOptions``.
 
     Raises:
         HpmBenchError: see ``errors``; the same call continues an interrupted one.
     """
     from hpm_robustbench.data import DataSource
-    from hpm_robustbench.pipeline import RunOptions, evaluate
+    from hpm_robustbench.pipeline import evaluate
+    from hpm_robustbench.run_options import RunOptions
     from hpm_robustbench.threat import parse_threat
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.pipeline import RunOptions
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Composition, Norm, Threat, parse_threat, parse_threat_name
 from hpm_robustbench.training.recipe import Tuning, find_control, find_recipe
 from hpm_robustbench.weights import Trust

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Outcome, Ready, RunOptions, Screen, attack, conclude, examine, prepare
+from hpm_robustbench.pipeline import Outcome, Ready, Screen, attack, conclude, examine, prepare
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.zoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)

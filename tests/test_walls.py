@@ -21,7 +21,7 @@ TORCH_FREE = (
     *("errors", "threat", "cli", "options", "finetune", "push", "report", "zoo", "ledger", ""),
     *("hpm.config", "data.known", "training.recipe"),
 )
-FRONT = ("training", "hub", "pipeline")
+FRONT = ("training", "hub", "pipeline", "planning", "images", "run_options")
 """What only the line from a spec to a card, and its callers, may use."""
 HEAVY = ("torch", "torchvision", "robustbench", "pyautoattack", "autoattack", "timm", "jaxtyping")
 

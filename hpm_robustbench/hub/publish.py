@@ -14,7 +14,8 @@ from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.samples import publish_samples
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
-from hpm_robustbench.pipeline import RunOptions, prepare
+from hpm_robustbench.pipeline import prepare
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.licences import check_licences

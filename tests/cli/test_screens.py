@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import UnknownName, UsageProblem
-from hpm_robustbench.pipeline import RunOptions, evaluate, screen
+from hpm_robustbench.pipeline import evaluate, screen
 from hpm_robustbench.request import spec_to_run
+from hpm_robustbench.run_options import RunOptions
 
 MODEL = "Digits2026ResNet-Linf"
 

@@ -14,8 +14,9 @@ from torch import nn
 from hpm_robustbench.data import open_dataset
 from hpm_robustbench.data.preprocessing import Preprocessing
 from hpm_robustbench.errors import IntegrityError, InvalidInput, UsageProblem
-from hpm_robustbench.pipeline import RunOptions, evaluate
+from hpm_robustbench.pipeline import evaluate
 from hpm_robustbench.robustbench_compat import import_robustbench
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef

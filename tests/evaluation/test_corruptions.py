@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Case, Outcome, RunOptions, attack, conclude, evaluate, prepare
+from hpm_robustbench.pipeline import Case, Outcome, attack, conclude, evaluate, prepare
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Composition, Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
@@ -35,7 +36,7 @@ def options(world: ModuleType, tmp_path: Path) -> RunOptions:
 def finished(world: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Outcome]:
     """A whole trial in shards of one batch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hpm_robustbench.pipeline._FILE", 1)
+        patch.setattr("hpm_robustbench.planning._FILE", 1)
         case = case_of(world, options_in(world, tmp_path_factory.mktemp("finished")))
     attack(case)
     return case, conclude(case)
@@ -120,7 +121,7 @@ def test_fewer_images_are_the_first_ones(world: ModuleType, options: RunOptions,
 def test_interrupted_torn_and_shared_the_bytes_are_the_same(
     world: ModuleType, options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpm_robustbench.pipeline._FILE", 5)
+    monkeypatch.setattr("hpm_robustbench.planning._FILE", 5)
     whole, parts = (replace(options, output=tmp_path / name, n_ex=10) for name in ("whole", "parts"))
     outcome_of(world, whole)
     attack(case_of(world, parts), Share(1, 2))

@@ -22,7 +22,8 @@ from hpm_robustbench.errors import DownloadFailed, IntegrityError, InvalidInput,
 from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.trial import published
 from hpm_robustbench.ledger.model_card import read_card
-from hpm_robustbench.pipeline import Case, RunOptions, prepare
+from hpm_robustbench.pipeline import Case, prepare
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
 

@@ -13,8 +13,9 @@ import hpm_robustbench
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hub.trial import published
-from hpm_robustbench.pipeline import Case, RunOptions, attack, conclude, examine, prepare
+from hpm_robustbench.pipeline import Case, attack, conclude, examine, prepare
 from hpm_robustbench.request import under
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs

@@ -26,7 +26,8 @@ from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.ledger.plan import BasePlan
 from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
-from hpm_robustbench.pipeline import Case, RunOptions, conclude, prepare
+from hpm_robustbench.pipeline import Case, conclude, prepare
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
 

@@ -8,7 +8,8 @@ import pytest
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.model_card import read_card
-from hpm_robustbench.pipeline import Case, RunOptions, evaluate, fine_tune, prepare, screen
+from hpm_robustbench.pipeline import Case, evaluate, fine_tune, prepare, screen
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import builtin_specs

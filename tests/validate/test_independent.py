@@ -16,8 +16,9 @@ from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord
-from hpm_robustbench.pipeline import Case, RunOptions, prepare
+from hpm_robustbench.pipeline import Case, prepare
 from hpm_robustbench.request import find_spec
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
