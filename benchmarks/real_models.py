@@ -1,9 +1,10 @@
 """Put small published networks on trial, on real CIFAR-10 and MNIST images: the board's first foreign rows.
 
     python -m benchmarks.real_models --data DIR --output . [--only NAME ...] [--n-ex 1000]
+    python -m benchmarks.real_models --data DIR --only CrownResNet2B-Linf2 --recipe uniform-v1 --controls
 
 DIR holds ``weights/``, ``cifar10/`` (lossless mosaics of 2,500 images) and ``mnist/``. Each model goes the same road as
-``hpm-bench run --factory``; repeating the command continues where it stopped.
+``hpm-bench run --factory``, which takes every further option; repeating the command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ MODELS = {
     "CrownResNet4B-Linf2": RealModel(
         f"{_HERE}:resnet4b", "resnet4b.pth", "cifar10", "2/255", "ResNet-4B (124k parameters)", **_CROWN
     ),
+    "CrownResNet2B-Linf2": RealModel(
+        f"{_HERE}:resnet2b", "resnet2b.pth", "cifar10", "2/255", "ResNet-2B (112k parameters)", **_CROWN
+    ),
+    "CrownCnnA-Adversarial": RealModel(
+        f"{_HERE}:cnn_a", "cifar_cnn_a_adv.model", "cifar10", "2/255", "CNN-A (215k parameters)", **_CROWN
+    ),
     "CifarResNet20-Standard": RealModel(
         f"{_HERE}:resnet20", "resnet20-12fca82f.th", "cifar10", "8/255", "ResNet-20", **_RESNETS
     ),
@@ -127,19 +134,21 @@ def command(name: str, model: RealModel, data: Path, images: Path, about: Path, 
 
 def main() -> None:
     """Try each model in turn; stop at the first failure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path())
     parser.add_argument("--only", nargs="*", choices=sorted(MODELS), default=list(MODELS))
     parser.add_argument("--n-ex", type=int, default=1000)
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         images = {"mnist": given.data / "mnist"}
         if any(MODELS[name].dataset == "cifar10" for name in given.only):
             images["cifar10"] = write_cifar10(given.data / "cifar10", Path(folder) / "cifar10.npz")
         for name in given.only:
             model = MODELS[name]
-            arguments = ["--output", str(given.output), "--n-ex", str(given.n_ex)]
+            arguments = ["--output", str(given.output), "--n-ex", str(given.n_ex), *more]
             about = Path(folder) / "about.json"
             subprocess.run(command(name, model, given.data, images[model.dataset], about, arguments), check=True)
 

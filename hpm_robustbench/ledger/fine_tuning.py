@@ -15,8 +15,9 @@ class Point(Block):
     """Where training stands after an epoch; epoch 0 is the classifier before it.
 
     ``loss`` is the mean over the epoch's batches. ``clean`` and ``robust`` are shares of the held-out images, each
-    answered alone; ``robust`` is under PGD of 10 steps, an upper bound of what the trial will find. ``unsupported``
-    are classes into which the FC head put no training image in the whole epoch, so that they had no batch prototype.
+    answered alone; ``robust`` is under PGD of 10 steps, an upper bound of what the trial will find, and on features
+    that are computed once it is measured first and last only. ``unsupported`` are classes into which the FC head put no
+    training image in the whole epoch, so that they had no batch prototype.
     """
 
     epoch: Count

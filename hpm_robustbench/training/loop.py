@@ -32,7 +32,7 @@ from hpm_robustbench.training.recipe import Tuning
 
 log = logging.getLogger(__name__)
 
-_MOST_HELD_OUT = 1000
+_MOST_HELD_OUT = 500
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,14 @@ class Loop:
         self._assigned.zero_()
 
     def _measure(self, point: Point) -> None:
+        lesson, held_out = self.lesson, self._held_out
+        # An attack in every epoch would cost many times the training of a head on ready features.
+        under_attack = not self._recipe.from_features or point.epoch in (0, self._recipe.epochs)
         _, measured = fitting(
             self.progress.at_once,
-            lambda at_once: accuracy(self.deployed(), self._held_out, self.lesson.threat, self.lesson.tuning, at_once),
+            lambda at_once: accuracy(
+                self.deployed(), held_out, lesson.threat, lesson.tuning, at_once, under_attack=under_attack
+            ),
         )
         self.progress.curves.append(point.model_copy(update=measured._asdict()))
         log.info("%s: %s", self.lesson.tuning.name, self.progress.curves[-1])

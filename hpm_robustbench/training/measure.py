@@ -20,14 +20,20 @@ _STEPS, _STEP = 10, 0.25
 
 
 class Accuracy(NamedTuple):
-    """Shares of the held-out images, clean and under PGD; None where nothing was held out."""
+    """Shares of the held-out images, clean and under PGD; None where nothing was held out, or nobody attacked."""
 
     clean: float | None
     robust: float | None
 
 
 def accuracy(
-    classifier: HPMClassifier, held_out: ExampleSet | None, threat: ThreatModel, tuning: Tuning, at_once: int
+    classifier: HPMClassifier,
+    held_out: ExampleSet | None,
+    threat: ThreatModel,
+    tuning: Tuning,
+    at_once: int,
+    *,
+    under_attack: bool = True,
 ) -> Accuracy:
     """Of a classifier, or of its FC head if the control says that it answers; the classifier ends up frozen, SOLO."""
     if held_out is None:
@@ -36,7 +42,7 @@ def accuracy(
     # Never a float of less precision, whatever the training uses: this is how the classifier will be deployed.
     learner = Learner(classifier, (), torch.float32)
     attack = tuning.recipe.model_copy(
-        update={"loss": "ce", "attack_view": "ste", "attack_steps": _STEPS, "attack_step": _STEP}
+        update={"loss": "ce", "attack_view": "ste", "attack_steps": _STEPS * under_attack, "attack_step": _STEP}
     )
     clean = robust = 0
     for number, rows in enumerate(torch.split(torch.arange(len(held_out)), tuning.recipe.batch_size)):
@@ -45,7 +51,7 @@ def accuracy(
         moved = attacked(objective, x, threat, drawn(tuning.seed, "measure", number), at_once)
         right, stands = (_right(objective, images, at_once) for images in (x, moved))
         clean, robust = clean + int(right.sum()), robust + int((right & stands).sum())
-    return Accuracy(clean / len(held_out), robust / len(held_out))
+    return Accuracy(clean / len(held_out), robust / len(held_out) if under_attack else None)
 
 
 def _right(objective: Objective, images: torch.Tensor, at_once: int) -> torch.Tensor:

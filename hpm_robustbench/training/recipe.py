@@ -67,7 +67,7 @@ class Recipe(BaseModel):
         mirror: which images are mirrored at random; ``colour``, the default, spares scans of digits and letters.
         precision: of the network's passes; prototypes and distances are always float32. ``bfloat16`` becomes float32
             on a device without it.
-        held_out: share of the training images that only measure, at most 1,000.
+        held_out: share of the training images that only measure, at most 500.
         clean_bound: a fall of clean accuracy on them by more than this is reported.
     """
 

@@ -66,6 +66,13 @@ def test_the_head_recipe_runs_the_backbone_once_and_leaves_it_alone(wrapped, dig
     assert bool(((after["beta"] >= 0) & (after["beta"] <= 1)).all())
 
 
+def test_a_head_on_ready_features_is_attacked_first_and_last_only(wrapped, digits) -> None:
+    recipe = find_recipe("head").with_knobs({"epochs": 3})
+    curves = Loop(lesson(wrapped, digits, recipe)).run().curves
+    assert [point.robust is None for point in curves] == [False, True, True, False]
+    assert all(point.clean is not None for point in curves)
+
+
 def test_nothing_learned_is_the_classifier_that_was_there(wrapped, digits) -> None:
     result = Loop(lesson(wrapped, digits, find_recipe("prototypes"))).run()
     assert state_sha256(result.classifier) == state_sha256(wrapped.classifier)
