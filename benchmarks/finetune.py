@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.real_models import read_mosaics
+from benchmarks.real_models import read_mosaic
 from hpm_robustbench.data import ExampleSet, open_dataset
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.load import Wrapped, wrap
@@ -103,7 +103,7 @@ class FewImages:
         weights = str(folder / "weights" / "resnet4b.pth")
         spec = own_spec("benchmarks.real_networks:resnet4b", weights, eps="2/255", **asked)
         labels = np.load(folder / "cifar10" / "labels.npz", allow_pickle=False)["train"][:count]
-        images = torch.from_numpy(read_mosaics(folder / "cifar10", "train_00")[:count]).permute(0, 3, 1, 2) / 255
+        images = torch.from_numpy(read_mosaic(folder / "cifar10" / "train_00.webp")[:count]).permute(0, 3, 1, 2) / 255
         self.images = ExampleSet(KNOWN["cifar10"], "train", images, torch.from_numpy(labels).long())
         self.wrapped = wrap(load_weights(spec, Path("models")).model, self.images, device=device)
         assert isinstance(spec.threat, ThreatModel)

@@ -96,13 +96,15 @@ MODELS = {
 
 def read_mosaics(folder: Path, split: str) -> np.ndarray:
     """All images of a split, uint8 [N, 32, 32, 3], in the official order."""
-    images = []
-    for path in sorted(folder.glob(f"{split}_*.webp")):
-        mosaic = np.asarray(Image.open(path).convert("RGB"))
-        per_side = mosaic.shape[0] // _SIDE
-        tiles = mosaic.reshape(per_side, _SIDE, per_side, _SIDE, 3).transpose(0, 2, 1, 3, 4)
-        images.append(tiles.reshape(_PER_MOSAIC, _SIDE, _SIDE, 3))
-    return np.concatenate(images)
+    return np.concatenate([read_mosaic(path) for path in sorted(folder.glob(f"{split}_*.webp"))])
+
+
+def read_mosaic(path: Path) -> np.ndarray:
+    """The images of one file, uint8 [2500, 32, 32, 3]."""
+    mosaic = np.asarray(Image.open(path).convert("RGB"))
+    per_side = mosaic.shape[0] // _SIDE
+    tiles = mosaic.reshape(per_side, _SIDE, per_side, _SIDE, 3).transpose(0, 2, 1, 3, 4)
+    return tiles.reshape(_PER_MOSAIC, _SIDE, _SIDE, 3)
 
 
 def write_cifar10(folder: Path, target: Path) -> Path:
