@@ -8,8 +8,8 @@ are images per second, the share of time in the network's own passes, and the pe
 times the plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
 
 With ``--cifar10``, a folder as ``benchmarks.real_models`` reads it, also the cost of the recipe ``head``, measurements
-of its curves included, in epochs of clean forward passes over the same images of ResNet-4B; the target is two. The
-smaller the network, the more its head weighs.
+of its curves included, in epochs of clean forward passes over the same images (``--head-images``) of one of its
+networks (``--head-model``); the target is two. The smaller the network, the more its head weighs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.real_models import read_mosaic
+from benchmarks.real_models import MODELS, read_mosaic, weights_path
 from hpm_robustbench.data import ExampleSet, open_dataset
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.load import Wrapped, wrap
@@ -41,6 +41,8 @@ from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 ROUNDS = 3
+OF_CIFAR10 = 0.01
+"""Share of CIFAR-10's training images that is held out: 500 of 50,000."""
 
 
 class PlainLoop:
@@ -96,22 +98,24 @@ class ModelTime:
 
 
 class FewImages:
-    """ResNet-4B of the verification literature on the first training images of CIFAR-10."""
+    """A published network on the first training images of CIFAR-10."""
 
-    def __init__(self, folder: Path, device: torch.device, count: int = 2500) -> None:
-        asked = {"name": None, "head": None, "about": None, "dataset": "cifar10", "threat_model": None}
-        weights = str(folder / "weights" / "resnet4b.pth")
-        spec = own_spec("benchmarks.real_networks:resnet4b", weights, eps="2/255", **asked)
+    def __init__(self, name: str, folder: Path, device: torch.device, count: int) -> None:
+        model = MODELS[name]
+        asked = {"name": name, "head": None, "about": None, "dataset": model.dataset, "threat_model": None}
+        spec = own_spec(model.factory, str(weights_path(model, folder)), eps=model.eps, **asked)
         labels = np.load(folder / "cifar10" / "labels.npz", allow_pickle=False)["train"][:count]
-        images = torch.from_numpy(read_mosaic(folder / "cifar10" / "train_00.webp")[:count]).permute(0, 3, 1, 2) / 255
-        self.images = ExampleSet(KNOWN["cifar10"], "train", images, torch.from_numpy(labels).long())
+        pixels = read_mosaic(folder / "cifar10" / "train_00.webp")[:count]
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+        self.images = ExampleSet(KNOWN[model.dataset], "train", images, torch.from_numpy(labels).long())
         self.wrapped = wrap(load_weights(spec, Path("models")).model, self.images, device=device)
         assert isinstance(spec.threat, ThreatModel)
         self.threat, self.device = spec.threat, device
 
     def head_in_epochs(self) -> float:
         """Seconds of the recipe ``head``, divided by those of a clean forward pass over all images."""
-        lesson = Lesson(self.wrapped.classifier, self.images, self.threat, Tuning(find_recipe("head")))
+        recipe = find_recipe("head").with_knobs({"held_out": OF_CIFAR10})
+        lesson = Lesson(self.wrapped.classifier, self.images, self.threat, Tuning(recipe))
         seconds = []
         for work in (self._clean_epoch, self._clean_epoch, lambda: Loop(lesson).run()):
             began = time.perf_counter()
@@ -125,6 +129,12 @@ class FewImages:
         with torch.no_grad():
             for batch in torch.split(self.images.images, 128):
                 self.wrapped.classifier.embed(batch.to(self.device))
+
+
+def head_in_epochs(chosen: argparse.Namespace, device: torch.device) -> float:
+    """The cost of the recipe ``head``, as the options ask for it."""
+    few = FewImages(chosen.head_model, chosen.cifar10, device, chosen.head_images)
+    return round(few.head_in_epochs(), 2)
 
 
 def peak_gib(device: torch.device) -> float:
@@ -151,6 +161,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--head-model", choices=sorted(MODELS), default="AutoAttackResNet18-Standard")
+    parser.add_argument("--head-images", type=int, default=1000)
     chosen = parser.parse_args()
     device, spec = torch.device(chosen.device), find_spec(DIGITS_MODEL)
     training = open_dataset(spec.dataset).train()
@@ -179,9 +191,7 @@ def main() -> None:
         "ratio": round(statistics.median(p / o for p, o in seconds), 3),
         "share in forward passes": round(inside.seconds / sum(o for _, o in seconds), 3),
         "peak GiB": round(peak_gib(device), 2),
-        "head in clean epochs": round(FewImages(chosen.cifar10, device).head_in_epochs(), 2)
-        if chosen.cifar10
-        else None,
+        "head in clean epochs": chosen.cifar10 and head_in_epochs(chosen, device),
     }
     print(json.dumps(report, indent=1))
 
