@@ -86,9 +86,9 @@ def _coupling_trials(
     plan = _plan(spec, hpm, Batching.JOINT, start.test, examples, options)
     sizes = sorted({max(2, options.joint_size // parts) for parts in (16, 4, 1)})
     return [
-        (replace(plan, protocol=threat, steps=(step,), batch_size=size, shard_size=size), hpm)
+        (replace(plan, protocol=threat, steps=steps, batch_size=size, shard_size=size), hpm)
         for size in sizes
-        for threat, step in COUPLED_THREATS.items()
+        for threat, steps in COUPLED_THREATS.items()
     ]
 
 

@@ -69,17 +69,19 @@ def _for_one(**in_hand: int | str) -> Step:
     return Step("hpm", "joint", QUICK, {"loss": "margin", "steps": 40, "victims": 1, **in_hand})
 
 
-COUPLED_THREATS: dict[str, Step] = {
-    "the image itself, mates clean and unknown": Step("drawn", "alone", QUICK, {"steps": 40}),
-    "the image itself, mates clean": _for_one(move="own"),
-    "one mate, not the image": _for_one(move="mates", movers=1),
-    "four mates, not the image": _for_one(move="mates", movers=4),
-    "all mates, not the image": _for_one(move="mates"),
-    "the image and all its mates": _for_one(move="all"),
+_BLINDLY = Step("drawn", "alone", QUICK, {"steps": 40})
+COUPLED_THREATS: dict[str, tuple[Step, ...]] = {
+    "the image itself, mates clean and unknown": (_BLINDLY,),
+    "the image itself, mates clean": (_BLINDLY, _for_one(move="own")),
+    "one mate, not the image": (_for_one(move="mates", movers=1),),
+    "four mates, not the image": (_for_one(move="mates", movers=4),),
+    "all mates, not the image": (_for_one(move="mates"),),
+    "the image and all its mates": (_for_one(move="all"),),
 }
-"""What an attacker of a coupled classifier may have in hand, and know, when he is after one image; a search for each.
+"""What an attacker of a coupled classifier may have in hand, and know, when he is after one image; the search for each.
 
-Together they are a screen of what batch mates can do to each other.
+Together they are a screen of what batch mates can do to each other. Who knows the mates can do all that one can who
+does not.
 """
 
 

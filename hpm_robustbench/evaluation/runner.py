@@ -6,11 +6,11 @@ which shards are done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Share:
 
 WHOLE = Share(0, 1)
 _FREE = Cost()
+Place: TypeAlias = Callable[[Journal, int, str], Path]
+"""Where a file of images lies that a step leaves behind in a shard."""
 
 
 def run(
@@ -90,10 +92,11 @@ class _Shard:
         self.standing = torch.ones_like(self.y, dtype=torch.bool)
 
     def run(self, journal: Journal, progress: Progress, *, keep_images: bool) -> None:
+        wanted = self._wanted_images(journal, keep_images=keep_images)
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
             progress.begin(f"shard {self.index + 1}, {name}")
             written = result = journal.read(self.index, name)
-            self.kept = self._files_of_images(journal, name, keep_images)
+            self.kept = {path(journal, self.index, name): whole for path, whole in wanted}
             if result is None or (self._breaks(result) and not all(path.exists() for path in self.kept)):
                 result = self._clean() if step is None else self._attack(step, progress)
                 check_unchanged(self.plan, self.subject, self.examples)
@@ -107,11 +110,11 @@ class _Shard:
             self._take_in(result)
             progress.finish(100 * self.standing.float().mean().item())
 
-    def _files_of_images(self, journal: Journal, step: str, keep_images: bool) -> dict[Path, bool]:
+    def _wanted_images(self, journal: Journal, *, keep_images: bool) -> list[tuple[Place, bool]]:
         """Where the images go by which a step breaks rows, and whether with them the batches that they were part of."""
-        asked_for = {kept_path(journal, self.index, step): self.plan.coupled} if keep_images else {}
+        asked_for: list[tuple[Place, bool]] = [(kept_path, self.plan.coupled)] if keep_images else []
         put_together = self.plan.aggregated and journal.read_aggregates() is None
-        return asked_for | ({broken_path(journal, self.index, step): False} if put_together else {})
+        return asked_for + ([(broken_path, False)] if put_together else [])
 
     def _breaks(self, result: StepResult) -> bool:
         """Whether a row that stood until now is broken."""

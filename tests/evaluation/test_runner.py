@@ -205,7 +205,7 @@ def test_who_knows_no_mates_breaks_rows_by_themselves_beside_clean_mates(
     """Of every whole batch that was kept, one row is not clean: that row is broken, as the judge said, and no other."""
     classifier = wrapped.classifier.with_batching(Batching.REFERENCE, digits[1].images[:64])
     subject = Subject(classifier.with_batching(Batching.JOINT), wrapped.base)
-    plan = plan_of(subject, examples, (COUPLED_THREATS["the image itself, mates clean and unknown"],))
+    plan = plan_of(subject, examples, COUPLED_THREATS["the image itself, mates clean and unknown"])
     run(plan, subject, examples, tmp_path, {}, keep_images=True)
     record = Journal(tmp_path, plan).record()
     assert record is not None
