@@ -65,18 +65,11 @@ def sample_table(card: ModelCard, labels: Sequence[int], runs: Path) -> pd.DataF
 
 
 def _columns(prefix: str, record: RunRecord) -> Iterator[tuple[str, list[Any]]]:
-    steps = [step for step in record.steps if step.name != CLEAN]
-    verdicts = {step.name: [Verdict(verdict) for verdict in step.verdict] for step in steps}
     yield f"{prefix}.clean", record.clean_correct
-    yield (
-        f"{prefix}.broken_by",
-        [
-            next((name for name, rows in verdicts.items() if right and rows[i] is Verdict.BROKEN), None)
-            for i, right in enumerate(record.clean_correct)
-        ],
-    )
-    for name, rows in verdicts.items():
-        yield f"{prefix}.{name}", [verdict.name.lower() for verdict in rows]
+    yield f"{prefix}.broken_by", [None if step == CLEAN else step for step in record.lost_to]
+    for step in record.steps:
+        if step.name != CLEAN:
+            yield f"{prefix}.{step.name}", [Verdict(verdict).name.lower() for verdict in step.verdict]
 
 
 def _record(runs: Path, evaluation: Evaluation | CorruptionEvaluation) -> RunRecord:

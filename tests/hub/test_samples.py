@@ -52,8 +52,8 @@ def write_down(output: Path, plan: BasePlan, fates: list[str | None]) -> None:
     for index, rows in enumerate(plan.shards()):
         for name in [CLEAN, *names]:
             verdicts = tuple(int(verdict(name, names, fates[row])) for row in rows)
-            nothing = (None,) * len(rows)
-            journal.write(index, StepResult(name, tuple(rows), verdicts, nothing, nothing))
+            as_zero, nothing = (0,) * len(rows), (None,) * len(rows)
+            journal.write(index, StepResult(name, tuple(rows), verdicts, as_zero, nothing))
 
 
 def verdict(step: str, names: list[str], fate: str | None) -> Verdict:
