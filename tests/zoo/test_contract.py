@@ -105,6 +105,7 @@ def test_all_are_there() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*saved_variables.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
 @pytest.mark.parametrize("spec", CASES)
 def test_every_model_keeps_the_contract(spec: ModelSpec, folder: Path, request: pytest.FixtureRequest) -> None:
     network, by_the_whole_road = build(spec), request.node.get_closest_marker("zoo") is not None
