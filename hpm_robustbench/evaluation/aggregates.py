@@ -10,15 +10,17 @@ keeps one image of each broken row.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hpm_robustbench.data import ExampleSet
+from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import judge
-from hpm_robustbench.evaluation.kept_images import read_kept
+from hpm_robustbench.evaluation.kept_images import KeptImages, read_kept
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
 from hpm_robustbench.ledger.journal import Journal
@@ -77,9 +79,20 @@ def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet) -> I
         for step in record.plan.steps:
             fallen = [row for row in rows if lost_to[row] == step.name]
             if fallen:
-                kept = read_kept(broken_path(journal, shard, step.name), fallen, examples.dataset.image_shape, None)
+                kept = _read(broken_path(journal, shard, step.name), fallen, examples)
                 images[kept.rows] = kept.images
     return images
+
+
+def _read(path: Path, fallen: Sequence[int], examples: ExampleSet) -> KeptImages:
+    """Read a file that the run keeps for itself; one that is not whole goes, so that its step is done again."""
+    try:
+        return read_kept(path, fallen, examples.dataset.image_shape, None)
+    except IntegrityError as error:
+        path.unlink(missing_ok=True)
+        raise IntegrityError(
+            wanted=error.wanted, got=error.got, next_step="run the same command again; it does what is missing"
+        ) from error
 
 
 def _measure(record: RunRecord, subject: Subject, examples: ExampleSet, composite: Images) -> Aggregates:

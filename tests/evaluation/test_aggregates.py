@@ -184,6 +184,21 @@ def test_a_lost_image_is_told_not_taken_for_a_clean_one(wrapped: Wrapped, exampl
         aggregate(plan, subject, examples, tmp_path)
 
 
+def test_a_torn_image_is_done_again_by_the_same_command(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
+    subject = joint(wrapped)
+    plan = plan_of(subject, examples, STEPS[:1])
+    run(plan, subject, examples, tmp_path, {})
+    torn = next((tmp_path / plan.run_key / "broken").glob("*/*.safetensors"))
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(IntegrityError, match=r"run the same command again; it does what is missing"):
+        aggregate(plan, subject, examples, tmp_path)
+    run(plan, subject, examples, tmp_path, {})
+    assert torn.read_bytes() == whole
+    aggregate(plan, subject, examples, tmp_path)
+    assert Journal(tmp_path, plan).read_aggregates() is not None
+
+
 def test_nothing_is_kept_of_a_screen_nor_where_each_image_is_answered_alone(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
