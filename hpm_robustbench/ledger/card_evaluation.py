@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
-from hpm_robustbench.ledger.indicators import Indicator, indicators, of_black_boxes, of_transfers
+from hpm_robustbench.ledger.indicators import Indicator, indicators, is_black_box, of_black_boxes, of_transfers
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.provenance import Provenance, fates
 from hpm_robustbench.ledger.record import CLEAN
@@ -176,11 +176,15 @@ class Evaluation(Block):
         """Indicators of attack failure, where they were measured; at the end, what the steps themselves show."""
         if self.diagnostics is None:
             return []
-        without_gradients = [(step.name, step.broken) for step in self.steps if step.forward and not step.backward]
+        without_gradients = [(step.name, step.broken) for step in self.steps if self._is_black_box(step)]
         transferred = [(step.fooled, step.broken) for step in self.steps if step.fooled is not None]
         direct = any(step.view == self.target for step in self.steps)
         of_steps = [of_transfers(transferred, direct=direct), of_black_boxes(without_gradients, self.n)]
         return [*self._measured, *of_steps]
+
+    def _is_black_box(self, step: StepSummary) -> bool:
+        rounding = 0.005  # of passes per image, which a card tells with two decimals
+        return step.forward > 0 and is_black_box((step.backward - rounding) * self.n, step.attempted)
 
     @property
     def _measured(self) -> list[Indicator]:

@@ -14,7 +14,7 @@ from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSummary, Threat
 from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
-from hpm_robustbench.ledger.indicators import black_box_wins, indicators, overstates
+from hpm_robustbench.ledger.indicators import indicators, is_black_box, overstates
 from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.provenance import provenance_of
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
@@ -239,7 +239,7 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         robust=Metric.of(record.standing(upto=step.name)),
         forward=round(result.forward / record.n, 2),
         backward=round(result.backward / record.n, 2),
-        flags=[*result.flags, *_doubts(step, result, broken, invalid)],
+        flags=[*result.flags, *_doubts(step, result, met)],
     )
 
 
@@ -284,13 +284,14 @@ def _diagnosed(record: RunRecord) -> list[str]:
     return [indicator.flag for indicator in found if indicator.flag]
 
 
-def _doubts(step: Step, result: StepResult, broken: int, invalid: int) -> list[str]:
-    """Why a number may be too high, as far as the counts of a step tell."""
+def _doubts(step: Step, result: StepResult, met: Counter[int]) -> list[str]:
+    """Why a number may be too high, as far as the verdicts of a step on what it met tell."""
+    broken, invalid = met[RowVerdict.BROKEN], met[RowVerdict.INVALID]
     of_autoattack = step.group == AUTOATTACK
     doubts = []
     if of_autoattack and invalid:
         doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
-    if black_box_wins(broken, result.backward, len(result.rows)):
+    if is_black_box(result.backward, met.total()) and overstates(broken, len(result.rows)):
         doubt = f"{DOUBT}: " if of_autoattack else ""
         name = step.attack.capitalize()
         doubts.append(f"{doubt}{name} broke {broken} images that the gradient attacks had left standing")

@@ -58,22 +58,21 @@ def indicators(found: Diagnostics, *, coupled: bool, autoattack: bool) -> list[I
     ]
 
 
-def black_box_wins(broken: int, backward: float, n: int) -> bool:
-    """Whether a step that took no gradient broke more images than may have been left to it by accident.
+def is_black_box(backward: float, attempted: int) -> bool:
+    """Whether a step did without gradients, but for one at each image to see whether there is any.
 
     Args:
-        broken: images that had stood under every step before it.
-        backward: gradients that the step took.
-        n: images of the evaluation.
+        backward: gradients that it took, of single images.
+        attempted: images that it attacked.
     """
-    return not backward and broken > _SQUARE_MARGIN * n
+    return backward <= attempted
 
 
 def overstates(later: int, n: int) -> bool:
-    """Whether other attacks broke more images that AutoAttack had left than its number may be off by.
+    """Whether a later attack broke more images that earlier ones had left standing than their number may be off by.
 
     Args:
-        later: images that they broke.
+        later: images that it broke.
         n: images of the evaluation.
     """
     return later > _SQUARE_MARGIN * n
@@ -104,7 +103,7 @@ def of_black_boxes(broken: Sequence[tuple[str, int]], n: int) -> Indicator:
         broken: steps that took no gradient, and the images that each broke.
         n: images of the evaluation.
     """
-    wins = [f"{name} won {count} images" for name, count in broken if black_box_wins(count, 0, n)]
+    wins = [f"{name} won {count} images" for name, count in broken if overstates(count, n)]
     return _indicator(
         "Attacks without gradients",
         f"broke {sum(count for _, count in broken)} of {n} images that gradient attacks had left standing",

@@ -199,6 +199,17 @@ def test_what_other_attacks_break_casts_doubt_on_autoattack_and_is_said_once(spe
     assert card.unreliable
 
 
+def test_one_gradient_per_image_makes_no_gradient_attack(spec, make_record):
+    """So much the smoothed search takes, to see whether there is any gradient."""
+    record = make_record(spec, "hpm", Batching.SOLO, clean=0.8, strengths=[*[0.1] * 4, 0.3, 0.3, 0.3])
+    attempted = sum(record.standing(upto="square@hpm"))
+    for gradients, told in ((attempted, True), (attempted + 1, False)):
+        steps = [replace(s, backward=gradients) if s.name == "apgd-t@fc" else s for s in record.steps]
+        card = build_card(spec, [replace(record, steps=tuple(steps))], n_classes=10)
+        [step] = [step for step in card.hpm_bench.headline.steps if step.name == "apgd-t@fc"]
+        assert bool(step.flags) == told
+
+
 def test_autoattack_may_be_off_by_its_own_margin():
     assert not overstates(2, 1000)
     assert overstates(3, 1000)
