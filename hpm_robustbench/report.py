@@ -132,7 +132,8 @@ def _beside_controls(bench: HpmBench) -> str:
         ],
     )
     credited = any(control.control == "fc" for control in bench.controls)
-    return table if credited else "C1 has not been tried, so no gain can be credited to HPM; --controls tries it."
+    missing = "C1 has not been tried, so no gain can be credited to HPM; --controls tries it."
+    return "\n\n".join([*([table] if bench.controls else []), *([] if credited else [missing])])
 
 
 def card_rows(card: ModelCard) -> list[dict[str, Any]]:

@@ -78,7 +78,13 @@ class RunOptions:
 
     @property
     def defence_facts(self) -> dict[str, Any]:
-        """The definition of HPM that stands trial, and how it was fine-tuned."""
+        """The definition of HPM that stands trial, and how it was fine-tuned.
+
+        ``before`` is what was asked of knobs that a control sets.
+        """
+        asked = self.defence.to_json()
         if self.tuning is None:
-            return self.defence.to_json()
-        return {**self.tuning.defence(self.defence).to_json(), "tuning": self.tuning.to_json()}
+            return asked
+        tried = self.tuning.defence(self.defence).to_json()
+        before = {knob: value for knob, value in asked.items() if value != tried[knob]}
+        return {**tried, "tuning": {**self.tuning.to_json(), **({"before": before} if before else {})}}

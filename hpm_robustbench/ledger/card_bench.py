@@ -156,6 +156,12 @@ class Bench(Block):
         """The definition of HPM, without how it was fine-tuned."""
         return {knob: value for knob, value in self.defence.items() if knob != "tuning"}
 
+    @property
+    def asked_knobs(self) -> dict[str, JsonValue]:
+        """The definition of HPM as it was asked for, before a control changed it."""
+        before = self.tuning.get("before")
+        return self.knobs | (before if isinstance(before, dict) else {})
+
     @model_validator(mode="after")
     def _tuning_has_a_name(self) -> Bench:
         if self.tuning and not isinstance(self.tuning.get("name"), str):

@@ -15,6 +15,7 @@ from typing import Any
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.card_bench import HpmBench
+from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_from_tuning import Tuned
@@ -89,9 +90,9 @@ def check_replaceable(
         controls: whether the new card will tell of controls.
 
     Raises:
-        UsageProblem: it tells of others, or of controls beside them; replacing it would lose them.
+        UsageProblem: it tells of others, or of controls beside them, or cannot be read; replacing it would lose them.
     """
-    bench = read_card(path).hpm_bench if path.exists() else None
+    bench = _told(path) if path.exists() else None
     if bench is None:
         return
     told = {evaluation.trial for evaluation in bench.evaluations}
@@ -108,6 +109,17 @@ def check_replaceable(
             got="a card there that tells of controls, too",
             next_step="add --controls, or say --overwrite",
         )
+
+
+def _told(path: Path) -> HpmBench | CorruptionBench | None:
+    try:
+        return read_card(path).hpm_bench
+    except InvalidInput as error:  # of another schema, or by another rule
+        raise UsageProblem(
+            wanted=f"to write {path} anew",
+            got=f"a card there that this version does not read: {error.got}",
+            next_step="choose another --output or --name, or say --overwrite",
+        ) from error
 
 
 def write_card(card: ModelCard, cards_dir: Path) -> Path:

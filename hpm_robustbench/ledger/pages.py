@@ -85,8 +85,8 @@ def command(bench: HpmBench | CorruptionBench) -> str:
         ["--dataset", solo.dataset, "--threat_model", bench.threat_name, *budget],
         ["--n_ex", str(solo.n), "--batch_size", str(solo.batch_size), "--seed", str(solo.seed)],
         [part for e in bench.evaluations if e.target == "hpm" for part in _batching_options(e)],
-        bench.tuning_options,
-        [part for knob, value in sorted(bench.knobs.items()) for part in ("--hpm", f"{knob}={_knob(value)}")],
+        [*bench.tuning_options, *(["--controls"] if isinstance(bench, HpmBench) and bench.controls else [])],
+        [part for knob, value in sorted(bench.asked_knobs.items()) for part in ("--hpm", f"{knob}={_knob(value)}")],
     ]
     return " \\\n  ".join(shlex.join(line) for line in lines if line)
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.card_bench import judged
 from hpm_robustbench.ledger.card_control import CONTROLS
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
@@ -21,6 +22,7 @@ from hpm_robustbench.ledger.pages import command
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.statistics import compare, outcome
 from hpm_robustbench.report import render_card
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
@@ -59,6 +61,16 @@ def test_its_command_asks_for_the_same_fine_tuning_of_the_untuned_model(tuned_ca
     assert "--recipe uniform-v1 --control static --tune epochs=3" in asked
     assert "--name resnet4b_linf2_eps8-255 " in asked
     assert "tuning" not in asked
+
+
+def test_the_command_of_a_control_asks_for_hpm_as_it_was_before_the_control(wider, runs):
+    """Wrapped with the control's beta, another tau would be fitted, and another model tried."""
+    base, hpm = runs
+    options = RunOptions(tuning=TUNING, defence=HPMConfig(beta=0.3))
+    tried = replace(hpm, plan=replace(hpm.plan, defence=options.defence_facts))
+    bench = build_card(wider.tuned(TUNING.name), [base, tried], n_classes=10).hpm_bench
+    assert bench.knobs["beta"] == 0.0
+    assert "--hpm beta=0.3" in command(bench)
 
 
 def test_its_page_tells_of_the_fine_tuning_and_no_other_page_does(tuned_card, card, tmp_path, read_html):
@@ -219,6 +231,17 @@ def test_a_card_with_controls_is_not_replaced_by_one_without(spec, make_tuned_ca
 
 
 # How the fine-tuning went
+
+
+def test_the_command_of_a_card_with_controls_asks_for_them(spec, make_tuned_card):
+    assert "--recipe uniform-v1 --controls" in command(make_tuned_card(spec, PLAIN, controls=ALL).hpm_bench)
+
+
+def test_a_card_that_is_not_read_any_more_may_be_overwritten(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text("{}")
+    with pytest.raises(UsageProblem, match="--overwrite"):
+        check_replaceable(path, [], {}, [])
 
 
 def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_path, read_html):
