@@ -74,8 +74,7 @@ def spec_to_run(
 def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
     if weights is None:
         return spec
-    found, own = at_commits(weights_from_text(weights)), spec.weights
-    other = replace(found, parts=own.parts, leftover=own.leftover, constants=own.constants)
+    other = at_commits(weights_from_text(weights)).read_like(spec.weights)
     return replace(spec, weights=other, paper=_without(spec.paper, _OF_ONE_CHECKPOINT))
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from hpm_robustbench.errors import IntegrityError, InvalidInput
@@ -22,6 +23,7 @@ from hpm_robustbench.hub.description import (
 )
 from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.restore import BACKBONE, Means, restore
+from hpm_robustbench.ledger.card_schema import first_problem
 
 
 def contents(
@@ -36,14 +38,22 @@ def contents(
         means: how the base model is had for that.
 
     Raises:
-        InvalidInput: it is not in single precision, or others could not have its backbone.
+        InvalidInput: it is not in single precision, others could not have its backbone, or no description holds what
+            is known of it.
         HpmBenchError: the base model cannot be loaded; see ``restore``.
     """
     _check_precision(classifier)
     state = _state(classifier)
     tensors = state if include_backbone else {k: t for k, t in state.items() if not k.startswith(BACKBONE)}
     file = safetensors.torch.save(tensors)
-    description = _describe(classifier, origin, file, "model" if include_backbone else "head")
+    try:
+        description = _describe(classifier, origin, file, "model" if include_backbone else "head")
+    except ValidationError as error:
+        raise InvalidInput(
+            wanted=f"facts about {origin.spec.name} that {CONFIG} can tell",
+            got=first_problem(error),
+            next_step="check its card, and the names of its weights, its factory and its head",
+        ) from error
     if not include_backbone:
         _check_backbone(origin, description, tensors, means or Means())
     return {CONFIG: description.to_text().encode(), TENSORS: file}

@@ -17,6 +17,10 @@ from hpm_robustbench.zoo.checksums import Checksum
 DESCRIPTION_VERSION: Final = "1.0"
 LIBRARY: Final = "hpm-robustbench"
 CONFIG, TENSORS = "config.json", "model.safetensors"
+_Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,=+-]{1,64}$")]
+"""As ``Tuning.options`` writes them: what a shell or a terminal would obey cannot be among them."""
+_Line = Annotated[str, Field(pattern=r"^\P{C}*$")]
+"""Text that people are shown, in which nothing steers their terminal."""
 _MOST_PIXELS = 3 * 1024 * 1024
 """A description is somebody else's: no image is made that is larger than any real one."""
 
@@ -41,9 +45,9 @@ class Base(Block):
     dataset: Name
     threat_model: str
     eps: EpsText | None
-    factory: Annotated[str, Field(max_length=256)]
-    head: Annotated[str, Field(max_length=256)] | None
-    weights: Annotated[str, Field(max_length=4096)]
+    factory: Annotated[_Line, Field(max_length=256)]
+    head: Annotated[_Line, Field(max_length=256)] | None
+    weights: Annotated[_Line, Field(max_length=4096)]
     sha256: list[Sha256]
 
     @property
@@ -77,10 +81,8 @@ class Description(Block):
     size: Annotated[int, Field(ge=1)]
     sha256: Sha256
     state_sha256: Sha256
-    prototypes: Annotated[str, Field(max_length=1024)]
-    tuned_by: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=128)] = Field(
-        default_factory=list
-    )
+    prototypes: Annotated[_Line, Field(max_length=1024)]
+    tuned_by: Annotated[list[_Option], Field(max_length=128)] = Field(default_factory=list)
 
     @property
     def config(self) -> HPMConfig:

@@ -77,7 +77,7 @@ def base_spec(base: Base, *, own: bool) -> ModelSpec:
             next_step="give that network yourself: network= in Python, --factory for hpm-bench run",
         )
     elsewhere = _described_weights(base) if base.weights.startswith("hf:") else spec.weights
-    weights = replace(elsewhere, parts=spec.weights.parts, sha256=tuple(base.sha256))
+    weights = replace(elsewhere.read_like(spec.weights), sha256=tuple(base.sha256))
     if len(weights.sha256) != len(weights.locators):
         raise _odd(base, f"{len(weights.sha256)} sha256")
     return replace(spec, weights=weights)

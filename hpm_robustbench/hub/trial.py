@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def candidate(text: str, factory: str | None, means: Means) -> Candidate:
     """
     found = on_hub(HubFile.parse(text.removeprefix("hf:")), Hub())
     if found.description.tuned_by:
-        base, recipe = found.description.base.model, " ".join(found.description.tuned_by)
+        base, recipe = found.description.base.model, shlex.join(found.description.tuned_by)
         raise UsageProblem(
             wanted="a model that was not fine-tuned: without its base and its controls no gain can be credited to HPM",
             got=f"{text}, fine-tuned from {base}",

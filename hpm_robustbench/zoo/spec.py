@@ -66,6 +66,10 @@ class WeightsRef:
         names = [PurePath(text).name if self.source == "file" else text for text in self.locators]
         return f"{self.source}:{','.join(names)}"
 
+    def read_like(self, own: WeightsRef) -> WeightsRef:
+        """These files, read as the network's own ones are: that does not depend on where they lie."""
+        return replace(self, parts=own.parts, leftover=own.leftover, constants=own.constants)
+
     @property
     def full_locators(self) -> tuple[str, ...]:
         """Each locator with its source, such as ``gdrive:15tUx-gkZMYx7BfEOw1GY5OKC-jECIsPQ``."""

@@ -16,11 +16,13 @@ from hpm_robustbench.errors import IntegrityError, InvalidInput, UnknownName, Us
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.classifier import HPMClassifier
-from hpm_robustbench.hub.origin import Origin
+from hpm_robustbench.hub.origin import Origin, base_spec
 from hpm_robustbench.load import wrap
 from hpm_robustbench.threat import Batching, Dataset
+from hpm_robustbench.training.recipe import RECIPES, Control, Tuning, find_recipe
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.builtin import builtin_specs
+from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.spec import WeightsRef
 
 DIGITS = open_dataset("digits")
@@ -147,13 +149,33 @@ def changed(folder: Path, **values: object) -> None:
         ({"base_name": "../../x"}, "base.name"),
         ({"base_eps": "1/0"}, "eps"),
         ({"base_threat_model": "L7"}, "L7"),
+        ({"tuned_by": ["--recipe", "$(id)"]}, "tuned_by.1"),
+        ({"tuned_by": ["head; id"]}, "tuned_by.0"),
+        ({"tuned_by": ["head\n"]}, "tuned_by.0"),
+        ({"tuned_by": ["\x1b]0;owned\x07"]}, "tuned_by.0"),
+        ({"base_factory": "\x1b[2Jos:abort"}, "base.factory"),
+        ({"base_weights": "gdrive:\u202e"}, "base.weights"),
+        ({"prototypes": "means\r\n"}, "prototypes"),
     ],
 )
 def test_a_description_that_means_nothing_is_refused_by_field(values, problem, tmp_path):
     made().save_pretrained(tmp_path)
     changed(tmp_path, **values)
-    with pytest.raises(InvalidInput, match=problem):
+    with pytest.raises(InvalidInput, match=problem) as caught:
         HPMClassifier.from_pretrained(str(tmp_path))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("control", [None, *Control])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_fine_tuning_can_be_described(name, control, tmp_path):
+    knobs = {"learned": "backbone,fc,tau,beta", "learning_rate": "1.2345678901234567e-05", "epochs": "3"}
+    tuning = Tuning(find_recipe(name).with_knobs(knobs), control)
+    assert any(option.endswith("e-05") for option in tuning.options)
+    classifier = made()
+    classifier.origin = replace(classifier.origin, tuned_by=tuple(tuning.options))
+    classifier.save_pretrained(tmp_path)
+    assert HPMClassifier.from_pretrained(str(tmp_path)).origin == classifier.origin
 
 
 @pytest.mark.parametrize(
@@ -175,6 +197,26 @@ def test_a_description_of_something_else_loads_nothing(values, kind, problem, tm
     changed(tmp_path, **values)
     with pytest.raises(kind, match=problem):
         HPMClassifier.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Bai2024MixedNUTS", "Diffenderfer2021Winning_LRR_CARD_Deck"])
+def test_a_base_whose_weights_lie_on_the_hub_is_read_as_the_catalogs_own(name):
+    [spec] = [spec for spec in catalog().specs("cifar10") if spec.name == name]
+    files = ",".join(f"owner/name@{'a' * 40}:{i}.safetensors" for i in range(len(spec.weights.locators)))
+    elsewhere = WeightsRef("hf", tuple(files.split(",")), ("0" * 64,) * len(spec.weights.locators))
+    origin = Origin(replace(spec, weights=elsewhere), Dataset("cifar10", 10, (3, 32, 32)), "class means")
+    found = base_spec(origin.to_base(), own=False).weights
+    assert found == elsewhere.read_like(spec.weights)
+    assert (found.leftover, found.constants, found.parts) != ((), (), ())
+    assert (found.source, found.locators) == ("hf", elsewhere.locators)
+
+
+def test_what_cannot_be_described_is_refused_before_anything_is_written(tmp_path):
+    classifier = made()
+    classifier.origin = replace(classifier.origin, tuned_by=("--recipe", "head; id"))
+    with pytest.raises(InvalidInput, match=r"'tuned_by\.1'.*check its card"):
+        classifier.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_tensors_are_refused(images, tmp_path):
