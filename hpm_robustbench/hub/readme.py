@@ -56,8 +56,10 @@ def _render(name: str, facts: dict[str, Any]) -> bytes:
     return _environment().get_template(name).render(facts).encode()
 
 
-def in_words(verdict: Verdict) -> str:
-    """A verdict as a sentence."""
+def in_words(verdict: Verdict, bench: HpmBench) -> str:
+    """A verdict as a sentence; after fine-tuning no gain is credited without C1."""
+    if verdict.verdict == "undecided" and bench.tuning and bench.fc(verdict.batching) is None:
+        return "no gain is credited to HPM here."
     told = {
         "helps": "it helps here.",
         "hurts": "it does not help here, it hurts.",

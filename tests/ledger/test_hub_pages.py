@@ -1,4 +1,4 @@
-"""What the Hub's pages make of a card of a corruption track, where nothing is attacked."""
+"""What the Hub's pages make of a fine-tuned card, and of one of a corruption track, where nothing is attacked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hpm_robustbench.hub.description import Base, Description
 from hpm_robustbench.hub.eval_results import Benchmark, eval_results
 from hpm_robustbench.hub.readme import render_pages, render_samples_page
 from hpm_robustbench.ledger.card_bench import Samples
+from hpm_robustbench.ledger.pages import p_value
 from hpm_robustbench.threat import Batching
+from hpm_robustbench.training.recipe import Tuning, find_recipe
 
 SHA256 = "0" * 64
 DESCRIPTION = Description(
@@ -55,6 +57,57 @@ def test_the_page_and_the_plot_tell_the_means(corrupted_card):
     ]
     assert fills[:-1] == pytest.approx([5 * evaluation.corruptions_acc for evaluation in evaluations])
     assert not list(svg.iter("{http://www.w3.org/2000/svg}line"))
+
+
+@pytest.fixture
+def tuned(spec, make_tuned_card):
+    """The page of a fine-tuned card, given the controls beside it and the strength of the attacks on HPM."""
+
+    def page(controls, *, hpm=0.2):
+        card = make_tuned_card(spec, Tuning(find_recipe("uniform-v1")), hpm=hpm, controls=controls)
+        return card.hpm_bench, render_pages(card, DESCRIPTION, "me/model")["README.md"].decode()
+
+    return page
+
+
+C1 = "After the same fine-tuning"
+NOT_TRIED = "C1, the FC head alone after the same fine-tuning, has not been tried: no gain can be credited to HPM."
+
+
+def test_a_fine_tuned_verdict_tells_of_the_comparison_that_it_rests_on(golden_cards):
+    """JOINT stands above the base model for certain, and below C1: the page of the golden card gives both reasons."""
+    [card] = [card for card in golden_cards if card.hpm_bench.tuning]
+    bench, page = card.hpm_bench, render_pages(card, DESCRIPTION, "me/model")["README.md"].decode()
+    assert [verdict.verdict for verdict in bench.verdicts] == ["helps", "undecided"]
+    told = ["HPM SOLO: it helps here.", "HPM JOINT: it does not help here, as far as 400 images can tell."]
+    for verdict, words in zip(bench.verdicts, told, strict=True):
+        fc = bench.fc(verdict.batching)
+        said = page.partition(f"**{words}**\n")[2].partition("\n\n")[0]
+        assert (
+            f"{verdict.only_hpm} of 400 images stand only with it, {verdict.only_base} only without (p < 0.001" in said
+        )
+        assert f"{C1} {fc.robust.text} % stand with C1, the FC head alone: {fc.only_hpm} of the images" in said
+        assert f"stand only with HPM, {fc.only_control} only with C1 ({p_value(fc.p_value)})." in said
+    assert NOT_TRIED not in page and "credited to HPM here" not in page
+
+
+@pytest.mark.parametrize("controls", [{}, {"static": 0.25, "shuffled": 0.35}], ids=["none", "others"])
+def test_without_c1_no_gain_is_credited_and_the_page_does_not_deny_one(controls, tuned):
+    bench, page = tuned(controls)
+    assert {verdict.verdict for verdict in bench.verdicts} == {"undecided"}
+    assert page.count(": no gain is credited to HPM here.**") == page.count(NOT_TRIED) == 2
+    assert "does not help" not in page and C1 not in page
+
+
+def test_a_loss_without_c1_is_a_loss(tuned):
+    bench, page = tuned({}, hpm=0.6)
+    assert {verdict.verdict for verdict in bench.verdicts} == {"hurts"}
+    assert page.count("it does not help here, it hurts.") == page.count(NOT_TRIED) == 2
+
+
+def test_what_was_not_fine_tuned_says_nothing_of_c1(card):
+    page = render_pages(card, DESCRIPTION, "me/model")["README.md"].decode()
+    assert "C1" not in page and "credited" not in page
 
 
 def test_a_benchmark_and_a_dataset_get_the_mean_too(corrupted_card):
