@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
 from huggingface_hub.hf_api import RepoFile
 
 from hpm_robustbench.errors import HpmBenchError, UploadFailed, UsageProblem
 from hpm_robustbench.hub.description import CONFIG, LIBRARY
+from hpm_robustbench.hub.eval_results import EVAL_RESULTS
+from hpm_robustbench.hub.signature import SIGNATURE, SUMS
 from hpm_robustbench.weights.hub import LOG_IN, in_one_line
 from hpm_robustbench.weights.patience import SILENCE, as_the_hub_asks, causes, pause_asked_for
 from hpm_robustbench.zoo.hub_file import HubFile
@@ -20,6 +22,9 @@ from hpm_robustbench.zoo.hub_file import HubFile
 CARD = "hpm_card.json"
 _PAGE = "README.md"
 _MAIN = "main"
+_OPTIONAL = (SUMS, SIGNATURE, EVAL_RESULTS)
+"""What ``hpm-bench push`` adds only if asked to; made for the files beside it, and wrong beside others."""
+_Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,10 @@ class Sent(NamedTuple):
 
 
 def send(files: Mapping[str, bytes], destination: Destination, message: str) -> Sent:
-    """Make a repository hold these files; others in it stay. What it holds already is not sent again.
+    """Make a repository hold these files; others in it stay, but for what an earlier push added and this one does not.
 
-    Nobody sees a part of it: files come before the one commit that names them. After a failure, the same call
-    continues.
+    What it holds already is not sent again. Nobody sees a part of it: files come before the one commit that names them.
+    After a failure, the same call continues.
 
     Args:
         files: by path in the repository.
@@ -101,20 +106,26 @@ def _send(api: HfApi, files: Mapping[str, bytes], destination: Destination, mess
     assert head.sha is not None
     held = _held(api, destination, head.sha)
     _check_ours(held, files, destination)
-    changed = {path: content for path, content in files.items() if held.get(path) not in _hashes(content)}
-    sent = _commit(api, changed, destination, message, head.sha)
+    sent = _commit(api, _operations(held, files), destination, message, head.sha)
     if destination.tag is not None:
         _tag(api, files, destination, sent.commit)
     return sent
 
 
-def _commit(api: HfApi, changed: Mapping[str, bytes], destination: Destination, message: str, head: str) -> Sent:
-    if not changed:
+def _operations(held: Mapping[str, str], files: Mapping[str, bytes]) -> list[_Operation]:
+    """What makes a repository hold these files; of an earlier push, known by its card, nothing tells of other ones."""
+    changed = [CommitOperationAdd(path, text) for path, text in files.items() if held.get(path) not in _hashes(text)]
+    stale = [path for path in _OPTIONAL if CARD in held and path in held and path not in files]
+    return [*changed, *(CommitOperationDelete(path) for path in stale)]
+
+
+def _commit(api: HfApi, operations: list[_Operation], destination: Destination, message: str, head: str) -> Sent:
+    if not operations:
         folder = "datasets/" if destination.kind == "dataset" else ""
         return Sent(head, f"{api.endpoint}/{folder}{destination.repo}/tree/{head}", False)
     made = api.create_commit(
         destination.repo,
-        [CommitOperationAdd(path, content) for path, content in changed.items()],
+        operations,
         commit_message=message,
         revision=destination.revision,
         create_pr=destination.create_pr,

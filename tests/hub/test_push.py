@@ -175,6 +175,9 @@ def test_a_signature_and_a_benchmarks_result_go_with_the_files(hub, push, tmp_pa
     assert set(listed) == {*FILES, ".eval_results/hpm-robustbench.yaml"}
     assert "ssh-keygen -Y verify" in held["README.md"].decode()
     assert not json.loads(push(*options, "--format", "json").stdout)["changed"]
+    assert json.loads(push("--format", "json").stdout)["changed"]
+    assert set(hub.head(REPO)) == {".gitattributes", *FILES}  # what told of other files is gone
+    assert push().stdout.startswith("nothing to do: ")
     with pytest.raises(UsageProblem, match="owner/name:task"):
         push("--eval-dataset", "bench/robust")
 

@@ -44,6 +44,35 @@ def test_a_second_time_nothing_is_sent_and_one_changed_file_goes_alone(hub):
     assert sum(a.method == "PUT" for a in hub.asked) == 1
 
 
+OPTIONAL = {"SHA256SUMS": b"1", "SHA256SUMS.sig": b"2", ".eval_results/hpm-robustbench.yaml": b"- 3\n"}
+
+
+def test_what_an_earlier_push_added_goes_in_the_same_commit_and_other_peoples_files_stay(hub, loopback):
+    send({**FILES, **OPTIONAL}, HERE, "one")
+    theirs = {"LICENSE": b"mine", ".eval_results/other.yaml": b"- 4\n"}
+    repository = hub.repositories["me/model"]
+    held = repository.commits[repository.branches["main"]]
+    repository.commit("main", held | {p: loopback.Blob(c, False) for p, c in theirs.items()}, "theirs")
+    assert send(FILES, HERE, "two").changed
+    assert hub.head("me/model").keys() == {".gitattributes", *FILES, *theirs}
+    assert not send(FILES, HERE, "three").changed
+    assert send({**FILES, "SHA256SUMS": b"1"}, HERE, "four").changed
+    assert commits(hub) == ["initial commit", "one", "theirs", "two", "four"]
+
+
+def test_a_proposal_takes_away_only_where_it_is_made(hub):
+    send({**FILES, **OPTIONAL}, HERE, "one")
+    send(FILES, Destination("me/model", create_pr=True), "two")
+    assert hub.head("me/model").keys() == {".gitattributes", *FILES, *OPTIONAL}
+    assert hub.head("me/model", "refs/pr/1").keys() == {".gitattributes", *FILES}
+
+
+def test_sums_in_a_repository_without_a_card_are_somebody_elses(hub):
+    send(OPTIONAL, HERE, "theirs")
+    send(FILES, HERE, "ours")
+    assert hub.head("me/model").keys() == {".gitattributes", *FILES, *OPTIONAL}
+
+
 def test_a_branch_a_proposal_and_a_private_repository(hub):
     main = send(FILES, HERE, "one")
     other = send({**FILES, "config.json": b"[]"}, Destination("me/model", "next"), "two")
