@@ -137,33 +137,38 @@ def screen(
 
 
 def prepare(
-    spec: ModelSpec, options: RunOptions, *, model: nn.Module | Ready | None = None, source: DataSource | None = None
+    spec: ModelSpec,
+    options: RunOptions,
+    *,
+    model: nn.Module | Ready | None = None,
+    source: DataSource | None = None,
+    train: bool = True,
 ) -> Case:
     """Read the images, load the weights, wrap the model and plan its trials; see ``evaluate``.
 
-    A model that is ``Ready`` is wrapped already, and its spec names the sha256 of its weights.
+    A model that is ``Ready`` is wrapped already, and its spec names the sha256 of its weights. Without ``train``, a
+    fine-tuning that is not finished is refused.
     """
     with _full_precision_kernels():
-        return _prepare(spec, options, model, source)
+        return _prepare(spec, _start(spec, options, model, source), options, train=train)
 
 
-def _prepare(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Case:
-    start = _start(spec, options, model, source)
-    case = _case(spec, start, options)
+def _prepare(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
+    case = _case(spec, start, options, train=train)
     if not options.controls:
         return case
     assert options.tuning is not None
     tunings = {control: replace(options.tuning, control=control) for control in Control}
     each = {control: replace(options, tuning=tuning, controls=False) for control, tuning in tunings.items()}
-    return replace(case, controls={control: _case(spec, start, asked) for control, asked in each.items()})
+    return replace(case, controls={control: _case(spec, start, asked, train=train) for control, asked in each.items()})
 
 
-def _case(spec: ModelSpec, start: Start, options: RunOptions) -> Case:
+def _case(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
     named, base, course, sha256 = spec, spec, None, start.weights_sha256
     if options.tuning is not None:
         named = spec.tuned(options.tuning.name)
         base = named if options.tuning.control is Control.FC else spec
-        finetuned = _fine_tune(spec, start, options, options.tuning)
+        finetuned = _fine_tune(spec, start, options, options.tuning, train=train)
         start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
     trials = plan_trials({"base": base, "hpm": named}, start, options)
     if not (options.overwrite or options.screen):
@@ -230,12 +235,12 @@ def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -
     """
     with _full_precision_kernels():
         start = _start(spec, options, None, None)
-        return [_fine_tune(spec, start, options, tuning) for tuning in tunings]
+        return [_fine_tune(spec, start, options, tuning, train=True) for tuning in tunings]
 
 
-def _fine_tune(spec: ModelSpec, start: Start, options: RunOptions, tuning: Tuning) -> Finetuned:
-    folder = options.output / "finetuned"
-    return finetune_once(spec.name, start.wrapped, start.training, spec.threat, tuning, folder, options.compute)
+def _fine_tune(spec: ModelSpec, start: Start, options: RunOptions, tuning: Tuning, *, train: bool) -> Finetuned:
+    folder, compute = options.output / "finetuned", options.compute if train else None
+    return finetune_once(spec.name, start.wrapped, start.training, spec.threat, tuning, folder, compute)
 
 
 def _check_screen(spec: ModelSpec, options: RunOptions) -> None:

@@ -31,14 +31,15 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
         wish: what is to become of it.
 
     Raises:
-        UsageProblem: it has no card, or its licence does not let anybody publish it.
+        UsageProblem: it has no card, its licence does not let anybody publish it, or it was fine-tuned and that is
+            not here any more.
         InvalidInput: the card tells of another model than the one that is here.
         HpmBenchError: see ``pipeline.prepare``, ``publication.compose`` and ``publish_samples``.
     """
     card = _card(spec if options.tuning is None else spec.tuned(options.tuning.name), options)
     assert card.hpm_bench is not None
     check_licences([replace(spec, paper=replace(spec.paper, license=card.hpm_bench.license))], wish.licences)
-    case = prepare(spec, _as_tried(card, options, wish.batching))
+    case = prepare(spec, _as_tried(card, options, wish.batching), train=False)
     known = any(other.factory == spec.factory for other in catalog().specs())
     network = None if known else build(spec)
     means = Means(options.model_dir, network, options.device, options.trust)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -52,7 +53,13 @@ class Finetuned:
 
 
 def finetune_once(
-    model: str, wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, place: Path, compute: Compute
+    model: str,
+    wrapped: Wrapped,
+    training: ExampleSet,
+    threat: Threat,
+    tuning: Tuning,
+    place: Path,
+    compute: Compute | None,
 ) -> Finetuned:
     """Fine-tune a wrapped classifier, continue where an earlier call was cut off, or read what it has finished.
 
@@ -63,25 +70,41 @@ def finetune_once(
         threat: what the training attack may do.
         tuning: recipe, control and seed.
         place: folder that takes the classifier's folder.
-        compute: what was decided about the machine.
+        compute: what was decided about the machine; None only reads, and never trains.
 
     Raises:
-        UsageProblem: no training images or no budget to train with, or not even one image fits into memory.
+        UsageProblem: no training images or no budget to train with, or not even one image fits into memory; or nothing
+            is finished that could be read.
         Diverged: NaN or Inf; the last good checkpoint is kept.
         StorageProblem: the folder cannot be written.
     """
-    lesson = _lesson(wrapped, training, threat, tuning, compute)
+    lesson = _lesson(wrapped, training, threat, tuning, compute or Compute())
     key = _key(lesson)
     folder = place / f"{model}_{tuning.name}-{key}"
     result = _read(folder, lesson, key)
     if result is None:
-        loop = Loop(lesson)
-        prefer_channels_last(loop.learner.classifier, loop.batches[0].x)
-        if compute.compiled:
-            compile_if_faster(loop.learner, loop.batches[0].x)
-        result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
+        if compute is None:
+            raise _unfinished(model, tuning, folder)
+        result = _train(lesson, folder, key, compute)
         _write(folder, model, lesson, key, result)
     return Finetuned(result.classifier, _course(lesson, result.curves), folder)
+
+
+def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Result:
+    loop = Loop(lesson)
+    prefer_channels_last(loop.learner.classifier, loop.batches[0].x)
+    if compute.compiled:
+        compile_if_faster(loop.learner, loop.batches[0].x)
+    return loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
+
+
+def _unfinished(model: str, tuning: Tuning, folder: Path) -> UsageProblem:
+    asked = shlex.join(tuning.options)
+    return UsageProblem(
+        wanted=f"a fine-tuned {model} in {folder}",
+        got="none that is whole, and nothing is trained here",
+        next_step=f"repeat the hpm-bench run with {asked} that tried it; or name its folder with --output",
+    )
 
 
 def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:

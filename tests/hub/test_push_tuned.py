@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -71,3 +72,22 @@ def test_it_comes_back_bit_for_bit_with_no_more_than_it_needs(case, hub, clean_c
 def test_without_its_recipe_another_model_is_meant(case, hub):
     with pytest.raises(UsageProblem, match="only a model that was tried is published"):
         CliRunner().invoke(cli, ["push", *ASKED, "--output", str(case.output)], catch_exceptions=False)
+
+
+def test_a_push_reads_what_was_trained_and_never_trains(case, hub, tmp_path):
+    recipe = "uniform-v1" if "uniform" in case.spec.name else "head"
+    for folder in ("model_cards", "prototypes"):
+        shutil.copytree(case.output / folder, tmp_path / folder)
+    given = [*arguments(case, recipe)[:-1], str(tmp_path), "--dry-run"]
+    with pytest.raises(UsageProblem, match=rf"a fine-tuned {DIGITS_MODEL}.* in .*finetuned.*; got none") as refused:
+        CliRunner().invoke(cli, given, catch_exceptions=False)
+    assert f"repeat the hpm-bench run with --recipe {recipe} --tune " in refused.value.next_step
+    assert not (tmp_path / "finetuned").exists()
+    assert hub.asked == []
+    [finished] = (case.output / "finetuned").iterdir()
+    shutil.copytree(finished, tmp_path / "finetuned" / finished.name)
+    assert CliRunner().invoke(cli, given, catch_exceptions=False).exit_code == 0
+    whole = tmp_path / "finetuned" / finished.name / "classifier.safetensors"
+    whole.write_bytes(whole.read_bytes()[:-1])
+    with pytest.raises(UsageProblem, match="none that is whole, and nothing is trained here"):
+        CliRunner().invoke(cli, given, catch_exceptions=False)
