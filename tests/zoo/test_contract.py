@@ -128,7 +128,8 @@ def _likeness(network: nn.Module, spec: ModelSpec) -> str:
     files = weights.source, len(weights.locators), weights.parts, weights.leftover, weights.constants, _leftovers(spec)
     try:
         _ButForValues(written).dump((spec.dataset, spec.preprocessing, spec.head, files, network))
-    except (pickle.PicklingError, AttributeError, TypeError):  # holds a function without a name: like no other
+    # A function without a name, or computed weights, which torch refuses by a RuntimeError: like no other.
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):
         return f"{spec.dataset}/{spec.threat.name}/{spec.name}"
     return hashlib.sha256(written.getvalue()).hexdigest()
 
