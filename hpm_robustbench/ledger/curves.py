@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from hpm_robustbench.ledger.fine_tuning import Point
+from hpm_robustbench.ledger.templates import site_environment
 
 _WIDTH, _HEIGHT, _MARGIN = 480, 220, 40
 
@@ -47,11 +48,4 @@ def _percent(share: float | None) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("hpm_robustbench.ledger", "site"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    return site_environment()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, Bench, HpmBench
 from hpm_robustbench.ledger.card_control import CONTROLS
@@ -19,6 +19,7 @@ from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrac
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
+from hpm_robustbench.ledger.templates import site_environment
 from hpm_robustbench.threat import Composition, Corruptions
 
 GENERATOR = "hpm-bench leaderboard"
@@ -115,14 +116,7 @@ def _knob(value: object) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("hpm_robustbench.ledger", "site"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = site_environment()
     environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command, curves=curves)
     environment.globals.update(
         rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, controls=CONTROLS, notice=NOTICE, generator=GENERATOR
