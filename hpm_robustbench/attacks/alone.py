@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 
 from hpm_robustbench.attacks.apgd import ascend, per_image
-from hpm_robustbench.attacks.base import OWN, Attack, Parameter, View, packed, seeded
+from hpm_robustbench.attacks.base import OWN, Attack, Parameter, Task, View, packed, seeded
 from hpm_robustbench.attacks.losses import margin
-from hpm_robustbench.shapes import Images, Labels, Mask
+from hpm_robustbench.shapes import Images, Labels
 from hpm_robustbench.threat import ThreatModel
 
 
@@ -25,21 +25,12 @@ def _climb(view: View, x: Images, y: Labels, threat: ThreatModel, seed: int, *, 
 _CLIMBED = packed(_climb)
 
 
-def _search(
-    view: View,
-    x: Images,
-    y: Labels,
-    active: Mask,
-    threat: ThreatModel,
-    seed: int,
-    batch_size: int,
-    **parameters: Parameter,
-) -> Iterator[Images]:
-    (moved,) = _CLIMBED(view, x, y, active, threat, seed, batch_size, **parameters)
-    place = torch.arange(len(x), device=x.device) % batch_size
-    for each in sorted(set(place[active].tolist())):
-        yield torch.where(per_image(active & (place == each)), moved, x)
-    if not active.any():
+def _search(task: Task, **parameters: Parameter) -> Iterator[Images]:
+    (moved,) = _CLIMBED(task, **parameters)
+    place = torch.arange(len(moved), device=moved.device) % task.batch_size
+    for each in sorted(set(place[task.active].tolist())):
+        yield torch.where(per_image(task.active & (place == each)), moved, task.x)
+    if not task.active.any():
         yield moved
 
 

@@ -39,6 +39,22 @@ class View(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is put to an attack: change the labels of the ``active`` rows of ``x`` within ``threat``.
+
+    ``batch_size`` rows are computed together, and by a coupled target answered together.
+    """
+
+    view: View
+    x: Images
+    y: Labels
+    active: Mask
+    threat: ThreatModel
+    seed: int
+    batch_size: int
+
+
 ALL, OWN, MATES = "all", "own", "mates"
 """Which rows of a batch an attacker has in hand who is after some of them: every row, those alone, or their mates."""
 
@@ -55,23 +71,13 @@ class Attack:
     requires_row_independence: bool
     move: str = ALL
 
-    def __call__(
-        self,
-        view: View,
-        x: Images,
-        y: Labels,
-        active: Mask,
-        threat: ThreatModel,
-        seed: int,
-        batch_size: int,
-        **parameters: Parameter,
-    ) -> Submissions:
+    def __call__(self, task: Task, **parameters: Parameter) -> Submissions:
         """Candidate images [N C H W], one or several.
 
-        ``active`` marks the rows whose label is to be changed. On a row-independent view the other rows come back
-        as they are; on a batch-coupled one every row of a batch is the attacker's to move.
+        On a row-independent view the rows that are not active come back as they are; on a batch-coupled one every row
+        of a batch is the attacker's to move.
         """
-        return self.search(view, x, y, active, threat, seed, batch_size, **parameters)
+        return self.search(task, **parameters)
 
 
 def packed(attack_batch: Callable[..., Images], *, shares_passes: bool = False) -> Attack:
@@ -81,22 +87,14 @@ def packed(attack_batch: Callable[..., Images], *, shares_passes: bool = False) 
     ``shares_passes`` among several points of each row, it is also told how many images may go through ``at_once``.
     """
 
-    def search(
-        view: View,
-        x: Images,
-        y: Labels,
-        active: Mask,
-        threat: ThreatModel,
-        seed: int,
-        batch_size: int,
-        **parameters: Parameter,
-    ) -> Submissions:
-        x_adv = x.clone()
-        limits = {"at_once": batch_size} if shares_passes else {}
+    def search(task: Task, **parameters: Parameter) -> Submissions:
+        x_adv = task.x.clone()
+        limits = {"at_once": task.batch_size} if shares_passes else {}
         with torch.no_grad():
-            for rows in torch.split(active.nonzero().squeeze(1), batch_size):
+            for rows in torch.split(task.active.nonzero().squeeze(1), task.batch_size):
                 if len(rows):  # splitting nothing yields one empty batch
-                    x_adv[rows] = attack_batch(view, x[rows], y[rows], threat, seed, **limits, **parameters)
+                    batch = task.view, task.x[rows], task.y[rows], task.threat, task.seed
+                    x_adv[rows] = attack_batch(*batch, **limits, **parameters)
         return (x_adv,)
 
     return Attack(search, requires_row_independence=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from hpm_robustbench.attacks.apgd import Ball, per_image
-from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, View, packed, seeded
+from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, Task, View, packed, seeded
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.attacks.whole_batches import Cover, batchwise
 from hpm_robustbench.shapes import Images, Labels, Mask
@@ -50,18 +50,9 @@ def random_points(x: Images, threat: ThreatModel, seed: int, tries: int) -> Iter
         yield ball.project(x + eps * (point - x).sign()) if to_corner else point
 
 
-def _search(
-    view: View,
-    x: Images,
-    y: Labels,
-    active: Mask,
-    threat: ThreatModel,
-    seed: int,
-    batch_size: int,
-    **parameters: Parameter,
-) -> Submissions:
-    attack = packed(_noise) if view.row_independent else batchwise(_joint_noise)
-    return attack(view, x, y, active, threat, seed, batch_size, **parameters)
+def _search(task: Task, **parameters: Parameter) -> Submissions:
+    attack = packed(_noise) if task.view.row_independent else batchwise(_joint_noise)
+    return attack(task, **parameters)
 
 
 NOISE = Attack(_search, requires_row_independence=False)

@@ -10,7 +10,7 @@ import torch
 from hpm_robustbench.attacks.alone import ALONE
 from hpm_robustbench.attacks.apgd import per_image
 from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
-from hpm_robustbench.attacks.base import Attack, Submissions, View
+from hpm_robustbench.attacks.base import Attack, Submissions, Task, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
 from hpm_robustbench.attacks.gmsa import GMSA
 from hpm_robustbench.attacks.hard_label import HARD_LABEL
@@ -73,12 +73,8 @@ def run_attack(
             "batches with joint",
         )
     may_change = active.clone() if view.row_independent else torch.ones_like(active)
-    images, labels, rows = x.clone(), y.clone(), active.clone()
-
-    def search() -> Submissions:
-        return attack(view, images, labels, rows, threat, seed, batch_size, **step.parameters)
-
-    return _sealed(search, x.clone(), may_change)
+    task = Task(view, x.clone(), y.clone(), active.clone(), threat, seed, batch_size)
+    return _sealed(lambda: attack(task, **step.parameters), x.clone(), may_change)
 
 
 def _sealed(search: Callable[[], Submissions], x: Images, may_change: Mask) -> Iterator[Images]:

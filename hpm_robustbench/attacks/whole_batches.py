@@ -8,9 +8,8 @@ from itertools import count
 
 import torch
 
-from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, View
+from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, Task, View
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
-from hpm_robustbench.threat import ThreatModel
 
 _MOST_KEPT = 16
 """Iterates of one batch that are held at a time."""
@@ -23,19 +22,11 @@ def batchwise(attack_batch: Callable[..., Submissions]) -> Attack:
     are submitted side by side; a batch that has no more repeats its last.
     """
 
-    def search(
-        view: View,
-        x: Images,
-        y: Labels,
-        active: Mask,
-        threat: ThreatModel,
-        seed: int,
-        batch_size: int,
-        **parameters: Parameter,
-    ) -> Iterator[Images]:
-        batches = torch.split(torch.arange(len(x), device=x.device), batch_size)
+    def search(task: Task, **parameters: Parameter) -> Iterator[Images]:
+        x, y, active = task.x, task.y, task.active
+        batches = torch.split(torch.arange(len(x), device=x.device), task.batch_size)
         answers = [
-            iter(attack_batch(view, x[rows], y[rows], active[rows], threat, seed, **parameters))
+            iter(attack_batch(task.view, x[rows], y[rows], active[rows], task.threat, task.seed, **parameters))
             if active[rows].any()
             else iter(())
             for rows in batches

@@ -33,11 +33,11 @@ def test_only_attacks_on_whole_batches_meet_coupled_views():
 
 
 def test_a_vandal_behind_the_call_harms_nobody(monkeypatch, worlds):
-    def vandal(view, x, y, active, threat, seed, batch_size):
-        torch.manual_seed(seed)
-        y.zero_()
-        active.fill_(True)
-        return (x.zero_().requires_grad_(),)
+    def vandal(task):
+        torch.manual_seed(task.seed)
+        task.y.zero_()
+        task.active.fill_(True)
+        return (task.x.zero_().requires_grad_(),)
 
     monkeypatch.setitem(registry.ATTACKS, "vandal", Attack(vandal, requires_row_independence=True))
     view = worlds.LinearWorld.random(2, 4, seed=0)
