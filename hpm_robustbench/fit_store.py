@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256
+from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.fitting import Fit, fit
 from hpm_robustbench.ledger.atomic import write_atomic
@@ -37,7 +38,9 @@ def fit_once(classifier: HPMClassifier, training: ExampleSet, batch_size: int, f
     path = folder / f"{fit_key(classifier, training, batch_size)}.safetensors"
     kept = _read(path)
     if kept is None:
-        _write(path, fit(classifier, training.images, training.labels, batch_size))
+        with Progress("HPM", total=1) as progress:
+            progress.begin(f"dataset prototypes of {len(training)} images, {batch_size} at a time")
+            _write(path, fit(classifier, training.images, training.labels, batch_size, progress.tick))
         return
     classifier.set_prototypes(kept.prototypes.to(classifier.prototypes.device))
     classifier.tau.fill_(kept.tau)

@@ -48,6 +48,16 @@ def fitted(training: ExampleSet, folder: Path | None, scale: float = 1.0, **knob
     return wrapped, model.seen
 
 
+def test_a_long_fit_says_how_far_it_is(
+    training: ExampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hpm_robustbench.evaluation.progress._SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level(logging.INFO)
+    fitted(training, tmp_path)
+    told = [line for line in caplog.messages if f"dataset prototypes of {len(training)} images" in line]
+    assert told[-1].endswith(f"{-(-len(training) // 250)} model calls")
+
+
 def test_a_second_fit_reads_what_the_first_has_left(training: ExampleSet, tmp_path: Path) -> None:
     alone, _ = fitted(training, None)
     first, seen_first = fitted(training, tmp_path)

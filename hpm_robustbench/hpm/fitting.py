@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,13 @@ class Fit(NamedTuple):
     tau: float
 
 
-def fit(classifier: HPMClassifier, images: Images, labels: Labels, batch_size: int) -> Fit:
+def _silent() -> None:
+    """Nobody waits to be told."""
+
+
+def fit(
+    classifier: HPMClassifier, images: Images, labels: Labels, batch_size: int, tick: Callable[[], None] = _silent
+) -> Fit:
     """Compute a classifier's dataset prototypes and its tau, as its configuration says, and put them in place.
 
     Args:
@@ -35,11 +42,12 @@ def fit(classifier: HPMClassifier, images: Images, labels: Labels, batch_size: i
         images: of the training set, on the CPU.
         labels: their classes.
         batch_size: images per forward pass.
+        tick: called after each of them.
 
     Raises:
         InvalidInput: prototypes are to start from the rows of a head that has none.
     """
-    embedding = _embed(classifier, images, batch_size)
+    embedding = _embed(classifier, images, batch_size, tick)
     prototypes = _initial_prototypes(classifier, embedding, labels)
     classifier.set_prototypes(prototypes.to(classifier.prototypes.device))
     chosen = classifier.config.tau
@@ -48,12 +56,16 @@ def fit(classifier: HPMClassifier, images: Images, labels: Labels, batch_size: i
     return Fit(prototypes, tau)
 
 
-def _embed(classifier: HPMClassifier, images: Images, batch_size: int) -> Embedding:
+def _embed(classifier: HPMClassifier, images: Images, batch_size: int, tick: Callable[[], None]) -> Embedding:
     """Features and FC logits of all images, on the CPU."""
-    device = classifier.prototypes.device
+    device, features, logits = classifier.prototypes.device, [], []
     with torch.no_grad():
-        parts = [classifier.embed(batch.to(device)) for batch in torch.split(images, batch_size)]
-    return Embedding(torch.cat([p.features.cpu() for p in parts]), torch.cat([p.logits.cpu() for p in parts]))
+        for batch in torch.split(images, batch_size):
+            part = classifier.embed(batch.to(device))
+            features.append(part.features.cpu())
+            logits.append(part.logits.cpu())
+            tick()
+    return Embedding(torch.cat(features), torch.cat(logits))
 
 
 def _initial_prototypes(classifier: HPMClassifier, embedding: Embedding, labels: Labels) -> ClassPrototypes:
