@@ -120,7 +120,7 @@ def run(  # the options of one command
         spec = chosen_spec(model, **asked)
     torch.set_num_threads(1)  # a sum's last bits depend on the threads; processes are the better parallelism anyway
     if verify:
-        rows = [vars(found) for found in verify_kept(prepare(spec, chosen, model=ready))]
+        rows = [vars(found) for found in verify_kept(prepare(spec, chosen, model=ready, train=False))]
         click.echo(_json(rows) if form == "json" else render_rows(rows, empty="no run under attack"))
         return
     workers = workers or default_workers(options["device"])

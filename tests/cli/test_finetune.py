@@ -96,3 +96,9 @@ def test_a_fine_tuned_model_goes_to_trial_and_its_kept_images_are_judged_again(
     again = hpm_bench(*place.run(*recipe, "--n-ex", "6", "--keep-images", "--verify", "--format", "json"))
     assert again.code == 0, again.err
     assert json.loads(again.out)
+    (classifier,) = tmp_path.glob("finetuned/*/classifier.safetensors")
+    classifier.unlink()
+    lost = hpm_bench(*place.run(*recipe, "--n-ex", "6", "--keep-images", "--verify"))
+    assert lost.code == 2
+    assert "nothing is trained here" in lost.err
+    assert not classifier.exists()
