@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -26,9 +24,7 @@ settings.load_profile("deterministic")
 
 @pytest.fixture(scope="session")
 def world() -> ModuleType:
-    """Corrupted images with known answers; see ``corrupted_world.py``."""
-    spec = importlib.util.spec_from_file_location("corrupted_world", Path(__file__).parent / "corrupted_world.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Corrupted images with known answers; see ``support/corrupted_world.py``."""
+    import corrupted_world  # after the hook is in place
+
+    return corrupted_world

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import worlds as known_worlds
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,16 +14,9 @@ from torch.nn import functional
 from hpm_robustbench.threat import ThreatModel
 
 
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("worlds", Path(__file__).parent.parent / "worlds.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def worlds() -> ModuleType:
-    return _load_worlds()
+    return known_worlds
 
 
 @pytest.fixture(params=[("Linf", "0.1"), ("L2", "0.4")], ids=["Linf", "L2"])

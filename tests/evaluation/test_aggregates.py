@@ -9,45 +9,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_trials import plan_of, record_of
 from torch import Tensor, nn
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.aggregates import aggregate
-from hpm_robustbench.evaluation.identity import subject_sha256
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.plan import MSA, QUICK, Examples, Plan, Step
+from hpm_robustbench.ledger.plan import MSA, QUICK, Plan, Step
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
-from hpm_robustbench.threat import Batching, Composition, Dataset, ThreatModel
+from hpm_robustbench.threat import Batching, Composition, Dataset
 
 STEPS = (
     Step("hpm", "joint", MSA, {"loss": "ce", "steps": 5}),
     Step("l2", "apgd-ce", MSA, {"n_iter": 5}),
     Step("hpm", "joint", MSA, {"loss": "margin", "steps": 5, "victims": 1}),
 )
-
-
-def plan_of(subject: Subject, examples: ExampleSet, steps: tuple[Step, ...] = STEPS, size: int = 16) -> Plan:
-    return Plan(
-        model="Small",
-        target="hpm",
-        batching=subject.classifier.batching,
-        threat=ThreatModel.parse("Linf", "0.1"),
-        protocol="test",
-        steps=steps,
-        examples=Examples("digits", "test", examples.fingerprint, len(examples)),
-        state_sha256=subject_sha256(subject, examples),
-        defence={},
-        software={},
-        batch_size=size,
-        shard_size=max(16, size),
-    )
 
 
 def joint(wrapped: Wrapped) -> Subject:
@@ -57,8 +40,7 @@ def joint(wrapped: Wrapped) -> Subject:
 def aggregated(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> tuple[RunRecord, Aggregates]:
     run(plan, subject, examples, runs, {})
     aggregate(plan, subject, examples, runs)
-    record = Journal(runs, plan).record()
-    assert record is not None
+    record = record_of(plan, runs)
     assert record.aggregates is not None
     return record, record.aggregates
 
@@ -86,7 +68,7 @@ def test_rivals_that_fall_one_at_a_time_stand_together(tmp_path: Path) -> None:
     """Each is lost in some submission, one at most in each, and none in the one that shows both at their brightest."""
     pair = ExampleSet(Dataset("pair", 2, (1, 2, 2)), "test", torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0]))
     subject = Subject(Rivals(), nn.Identity())
-    record, found = aggregated(plan_of(subject, pair, STEPS[2:], size=2), subject, pair, tmp_path)
+    record, found = aggregated(plan_of(subject, pair, STEPS[2:], batch_size=2), subject, pair, tmp_path)
     assert (sum(record.standing()), record.batch_worst(), found.composite) == (0, 1, 2)
     assert found.composite_alone == 0
     assert found.clean == found.regrouped == (2, 2)
@@ -97,7 +79,9 @@ def test_where_rows_do_not_meet_nothing_depends_on_the_submission(
     plain: nn.Module, digits, examples: ExampleSet, tmp_path: Path, beta: float, size: int
 ) -> None:
     subject = joint(wrap(plain, digits[1], HPMConfig(beta=beta)))
-    record, found = aggregated(plan_of(subject, examples, STEPS[:2], size), subject, examples, tmp_path)
+    record, found = aggregated(
+        plan_of(subject, examples, STEPS[:2], batch_size=size, shard_size=max(16, size)), subject, examples, tmp_path
+    )
     clean, standing = sum(record.clean_correct), sum(record.standing())
     assert 0 < standing < clean
     assert (found.composite, found.composite_alone) == (standing, 0)
@@ -107,7 +91,7 @@ def test_where_rows_do_not_meet_nothing_depends_on_the_submission(
 def test_where_they_meet_an_independent_count_agrees(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     """Put together by hand from whole batches that were kept on request, and dealt anew by numpy."""
     subject = joint(wrapped)
-    plan = replace(plan_of(subject, examples), seed=5)
+    plan = plan_of(subject, examples, STEPS, seed=5)
     run(plan, subject, examples, tmp_path, {}, keep_images=True)
     images, first = examples.images.clone(), set()
     for step in range(1, len(STEPS) + 1):
@@ -143,7 +127,7 @@ def test_composed_batches_are_drawn_anew_as_they_were_composed(
     subject, rows = joint(wrapped), torch.argsort(examples.labels, stable=True)[:8].tolist()
     few = examples.take(rows)
     labels = tuple(few.labels.tolist())
-    composed = replace(plan_of(subject, few, STEPS[:1]), composition=Composition.SINGLE_CLASS, labels=labels)
+    composed = plan_of(subject, few, STEPS[:1], composition=Composition.SINGLE_CLASS, labels=labels)
     record, found = aggregated(composed, subject, few, tmp_path)
     assert found.clean == (sum(record.clean_correct),) * 2
     assert found.regrouped == (found.composite,) * 2
@@ -153,7 +137,7 @@ def test_cut_off_anywhere_the_same_bytes_come_out_and_no_image_stays(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
     subject, examples = joint(wrapped), examples.head(24)
-    plan = plan_of(subject, examples, STEPS[:2], size=8)
+    plan = plan_of(subject, examples, STEPS[:2], batch_size=8)
     whole = aggregated(plan, subject, examples, tmp_path / "whole")
     for lost in ("broken/00001", "broken", "shards/00001"):
         folder = tmp_path / lost.replace("/", "-") / plan.run_key

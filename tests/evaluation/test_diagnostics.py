@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_trials import plan_of
 from torch import Tensor, nn
 
 from hpm_robustbench.attacks.losses import cross_entropy, margin
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.evaluation.diagnostics import diagnose, measure
-from hpm_robustbench.evaluation.identity import subject_sha256
 from hpm_robustbench.evaluation.probes import dead_gradients, misled, regrouped, reordered, repeated
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.evaluation.sample import ROWS, Sample, draw_sample
@@ -23,7 +23,7 @@ from hpm_robustbench.evaluation.stress import broken_by_gradients, broken_by_noi
 from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.indicators import indicators
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.plan import MSA, Examples, Plan, Step
+from hpm_robustbench.ledger.plan import MSA, Plan, Step
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Batching, ThreatModel
 
@@ -294,21 +294,8 @@ def case(wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet]) -> Callable[..
         subject = Subject(wrapped.classifier.with_batching(batching), base, target)
         attack = "joint" if batching is Batching.JOINT else "apgd-ce"
         parameters = {"steps": 3} if batching is Batching.JOINT else {"n_iter": 3}
-        plan = Plan(
-            model="Small",
-            target=target,
-            batching=batching,
-            threat=LINF,
-            protocol="test",
-            steps=(Step(target, attack, MSA, parameters),),
-            examples=Examples("digits", "test", examples.fingerprint, n),
-            state_sha256=subject_sha256(subject, examples),
-            defence={},
-            software={},
-            batch_size=16,
-            shard_size=16,
-        )
-        return plan, subject, examples
+        steps = (Step(target, attack, MSA, parameters),)
+        return plan_of(subject, examples, steps, threat=LINF), subject, examples
 
     return make
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_trials import plan_of, record_of
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError, UsageProblem
-from hpm_robustbench.evaluation.identity import subject_sha256
 from hpm_robustbench.evaluation.kept_images import kept_path, named_rows, read_kept
 from hpm_robustbench.evaluation.runner import Share, run
 from hpm_robustbench.evaluation.verification import verify
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.plan import MSA, Examples, Plan, Step
-from hpm_robustbench.ledger.record import RunRecord, Verdict
+from hpm_robustbench.ledger.plan import MSA, Plan, Step
+from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.load import Wrapped
-from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.threat import Batching
 
 STEPS = {
     Batching.SOLO: (Step("hpm", "apgd-ce", MSA, {"n_iter": 5}), Step("l2", "apgd-ce", MSA, {"n_iter": 5})),
@@ -33,27 +33,8 @@ STEPS = {
 def trial(request, wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet]) -> tuple[Plan, Subject, ExampleSet]:
     examples = digits[0].head(24)
     subject = Subject(wrapped.classifier.with_batching(request.param), wrapped.base)
-    plan = Plan(
-        model="Small",
-        target="hpm",
-        batching=request.param,
-        threat=ThreatModel.parse("Linf", "0.1"),
-        protocol="test",
-        steps=STEPS[request.param],
-        examples=Examples("digits", "test", examples.fingerprint, len(examples)),
-        state_sha256=subject_sha256(subject, examples),
-        defence={},
-        software={},
-        batch_size=12,
-        shard_size=12,
-    )
+    plan = plan_of(subject, examples, STEPS[request.param], batch_size=12, shard_size=12)
     return plan, subject, examples
-
-
-def record_of(plan: Plan, runs: Path) -> RunRecord:
-    record = Journal(runs, plan).record()
-    assert record is not None
-    return record
 
 
 def files(folder: Path) -> list[Path]:

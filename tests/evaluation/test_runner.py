@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_trials import plan_of, record_of
 from torch import nn
 
 from hpm_robustbench.attacks.protocols import COUPLED_THREATS
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import BatchCoupled, InvalidInput
-from hpm_robustbench.evaluation.identity import subject_sha256
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.robustbench_compat import import_autoattack
-from hpm_robustbench.threat import Batching, Composition, ThreatModel
+from hpm_robustbench.threat import Batching, Composition
 
 QUICK = (
     Step("hpm", "apgd-ce", AUTOATTACK, {"n_iter": 5}),
@@ -39,29 +38,9 @@ def subject_of(wrapped: Wrapped, batching: Batching = Batching.SOLO, target: str
     return Subject(wrapped.classifier.with_batching(batching), wrapped.base, target)
 
 
-def plan_of(subject: Subject, examples: ExampleSet, steps: tuple[Step, ...], **changes: object) -> Plan:
-    plan = Plan(
-        model="Small",
-        target=subject.target,
-        batching=subject.classifier.batching,
-        threat=ThreatModel.parse("Linf", "0.1"),
-        protocol="test",
-        steps=steps,
-        examples=Examples("digits", "test", examples.fingerprint, len(examples)),
-        state_sha256=subject_sha256(subject, examples),
-        defence={},
-        software={},
-        batch_size=16,
-        shard_size=16,
-    )
-    return replace(plan, **changes)
-
-
-def record_of(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> RunRecord:
+def tried(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> RunRecord:
     run(plan, subject, examples, runs, {})
-    record = Journal(runs, plan).record()
-    assert record is not None
-    return record
+    return record_of(plan, runs)
 
 
 @pytest.fixture
@@ -74,7 +53,7 @@ def test_the_cascade_is_stock_autoattack_row_by_row(plain: nn.Module, digits, wr
     subject = subject_of(wrapped, target="base")
     steps = tuple(Step("base", attack, AUTOATTACK) for attack in ("apgd-ce", "apgd-t", "fab-t", "square"))
     plan = plan_of(subject, examples, steps, batch_size=5, shard_size=15, seed=3)
-    record = record_of(plan, subject, examples, tmp_path)
+    record = tried(plan, subject, examples, tmp_path)
     stock = import_autoattack().AutoAttack(wrapped.base, norm="Linf", eps=0.1, seed=3, version="standard")
     _, predicted = stock.run_standard_evaluation(examples.images, examples.labels, batch_size=5)
     assert record.standing() == (predicted == examples.labels).tolist()
@@ -89,13 +68,13 @@ def test_a_run_resumes_from_any_subset_of_its_files(
 ) -> None:
     subject = subject_of(wrapped, batching)
     plan = plan_of(subject, examples, steps)
-    whole = record_of(plan, subject, examples, tmp_path / "whole")
+    whole = tried(plan, subject, examples, tmp_path / "whole")
     journal = Journal(tmp_path / "part", plan).open({})
     for shard, name in [(0, CLEAN), (0, steps[0].name), (2, CLEAN), (1, steps[1].name)]:
         result = Journal(tmp_path / "whole", plan).read(shard, name)
         assert result is not None
         journal.write(shard, result)
-    assert record_of(plan, subject, examples, tmp_path / "part") == whole
+    assert tried(plan, subject, examples, tmp_path / "part") == whole
 
 
 def test_a_torn_file_is_ignored_said_and_redone(
@@ -103,22 +82,22 @@ def test_a_torn_file_is_ignored_said_and_redone(
 ) -> None:
     subject = subject_of(wrapped)
     plan = plan_of(subject, examples, QUICK)
-    whole = record_of(plan, subject, examples, tmp_path)
+    whole = tried(plan, subject, examples, tmp_path)
     journal = Journal(tmp_path, plan)
     torn, edited = journal.path(1, QUICK[0].name), journal.path(2, QUICK[1].name)
     good = torn.read_bytes(), edited.read_bytes()
     torn.write_bytes(good[0][:-20])
     edited.write_bytes(good[1].replace(b'"verdict":[', b'"verdict":[2,', 1))
-    assert record_of(plan, subject, examples, tmp_path) == whole
+    assert tried(plan, subject, examples, tmp_path) == whole
     assert (torn.read_bytes(), edited.read_bytes()) == good
     assert [str(torn) in text or str(edited) in text for text in caplog.messages].count(True) >= 2
 
 
 def test_shards_do_not_depend_on_each_other(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped)
-    whole = record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
+    whole = tried(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
     second = examples.take(range(16, 32))
-    alone = record_of(plan_of(subject, second, QUICK), subject, second, tmp_path)
+    alone = tried(plan_of(subject, second, QUICK), subject, second, tmp_path)
     for step in alone.steps:
         assert whole[step.name].verdict[16:32] == step.verdict
 
@@ -127,7 +106,7 @@ def test_each_row_is_attacked_until_it_breaks_and_no_longer(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
     subject = subject_of(wrapped)
-    record = record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
+    record = tried(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
     alive = record.clean_correct
     for step in record.steps[1:]:
         for row, verdict in enumerate(step.verdict):
@@ -140,7 +119,7 @@ def test_each_row_is_attacked_until_it_breaks_and_no_longer(
 def test_a_coupled_target_is_attacked_in_whole_batches(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped, Batching.JOINT)
     plan = plan_of(subject, examples, QUICK_JOINT)
-    record = record_of(plan, subject, examples, tmp_path)
+    record = tried(plan, subject, examples, tmp_path)
     journal = Journal(tmp_path, plan)
     for shard in range(3):
         for step in QUICK_JOINT:
@@ -156,13 +135,13 @@ def test_what_the_surrogate_thinks_is_kept_beside_what_the_target_thinks(
 ) -> None:
     """The target's own steps have no surrogate; the others tell for each judged row whether they fooled theirs."""
     subject = subject_of(wrapped)
-    record = record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
+    record = tried(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
     assert record["apgd-ce@hpm.n_iter-5"].fooled == ()
     step = record["apgd-ce@l2.n_iter-5"]
     assert [fooled is None for fooled in step.fooled] == [verdict == Verdict.SKIPPED for verdict in step.verdict]
     assert any(step.fooled)
     coupled = subject_of(wrapped, Batching.JOINT)
-    record = record_of(plan_of(coupled, examples, QUICK_JOINT), coupled, examples, tmp_path)
+    record = tried(plan_of(coupled, examples, QUICK_JOINT), coupled, examples, tmp_path)
     assert (
         len(record["joint@soft.loss-dlr.steps-5"].fooled) == len(record["joint@soft.loss-dlr.steps-5"].together) == 40
     )
@@ -174,7 +153,7 @@ def test_a_batch_is_worth_its_worst_submission_and_a_row_the_worst_of_all(
     """With one victim at a time, more rows fall in some submission than in any single one."""
     subject = subject_of(wrapped, Batching.JOINT)
     step = Step("hpm", "joint", MSA, {"loss": "margin", "steps": 5, "victims": 1})
-    result = record_of(plan_of(subject, examples, (step,)), subject, examples, tmp_path)[step.name]
+    result = tried(plan_of(subject, examples, (step,)), subject, examples, tmp_path)[step.name]
     lost, lost_together = (verdict.count(Verdict.BROKEN) for verdict in (result.verdict, result.together))
     assert 0 < lost_together < lost
     for row, together in zip(result.verdict, result.together, strict=True):
@@ -190,7 +169,7 @@ def test_who_moves_for_others_has_not_fallen_for_himself(
     for move in ("mates", "own", "all"):
         parameters = {"loss": "margin", "steps": 5, "victims": 1, "move": move}
         plan = plan_of(subject, examples, (Step("hpm", "joint", MSA, parameters),))
-        step = record_of(plan, subject, examples, tmp_path).steps[1]
+        step = tried(plan, subject, examples, tmp_path).steps[1]
         pairs = list(zip(step.verdict, step.distance, strict=True))
         fallen[move] = [size for verdict, size in pairs if verdict == Verdict.BROKEN]
     assert not any(fallen["mates"])
@@ -227,7 +206,7 @@ def test_a_row_repacking_attack_never_meets_a_coupled_view(
 ) -> None:
     subject = subject_of(wrapped, Batching.JOINT)
     with pytest.raises(BatchCoupled, match="l2"):
-        record_of(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
+        tried(plan_of(subject, examples, QUICK), subject, examples, tmp_path)
 
 
 def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_path: Path) -> None:
@@ -248,17 +227,17 @@ def test_a_model_that_changes_itself_is_found_out(plain: nn.Module, digits, tmp_
     plan = plan_of(subject, examples, QUICK[:1])
     for _ in range(2):  # asking again does not let it through
         with pytest.raises(InvalidInput, match="stateless"):
-            record_of(plan, subject, examples, tmp_path)
+            tried(plan, subject, examples, tmp_path)
 
 
 def test_a_torn_plan_is_written_again(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
     subject = subject_of(wrapped)
     plan = plan_of(subject, examples, QUICK[:1])
-    whole = record_of(plan, subject, examples, tmp_path)
+    whole = tried(plan, subject, examples, tmp_path)
     file = tmp_path / plan.run_key / "plan.json"
     content = file.read_bytes()
     file.write_bytes(content[:50])
-    assert record_of(plan, subject, examples, tmp_path) == whole
+    assert tried(plan, subject, examples, tmp_path) == whole
     assert file.read_bytes() == content
 
 
@@ -271,7 +250,7 @@ def test_any_batch_size_is_answered_in_those_batches_and_a_partial_last_one(
     step = Step("hpm", "joint", MSA, {"loss": "ce", "steps": 1})
     plan = plan_of(subject, examples, (step,), batch_size=size, shard_size=size)
     assert len(plan.batches()[-1]) == (1 if size == 1 else 3)
-    record = record_of(plan, subject, examples, tmp_path)
+    record = tried(plan, subject, examples, tmp_path)
     assert record.clean_correct == right_in(plan.batches(), subject, examples)
     assert Verdict.SKIPPED not in record[step.name].verdict or size == 1
 
@@ -289,8 +268,8 @@ def right_in(batches: list[list[int]], subject: Subject, examples: ExampleSet) -
 def test_batches_of_one_are_solo(wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet], tmp_path: Path) -> None:
     examples = digits[0].head(200)
     joint, solo = subject_of(wrapped, Batching.JOINT), subject_of(wrapped)
-    alone = record_of(plan_of(joint, examples, (), batch_size=1, shard_size=50), joint, examples, tmp_path)
-    assert alone.clean_correct == record_of(plan_of(solo, examples, ()), solo, examples, tmp_path).clean_correct
+    alone = tried(plan_of(joint, examples, (), batch_size=1, shard_size=50), joint, examples, tmp_path)
+    assert alone.clean_correct == tried(plan_of(solo, examples, ()), solo, examples, tmp_path).clean_correct
 
 
 def test_composed_batches_are_answered_as_they_are_composed(
@@ -302,7 +281,7 @@ def test_composed_batches_are_answered_as_they_are_composed(
     for composition in Composition:
         composed = {} if composition is Composition.IID else {"composition": composition, "labels": labels}
         plan = plan_of(subject, examples, QUICK_JOINT[:1], **composed)
-        record = record_of(plan, subject, examples, tmp_path)
+        record = tried(plan, subject, examples, tmp_path)
         assert record.clean_correct == right_in(plan.batches(), subject, examples)
         assert sum(record.standing()) <= record.batch_worst()
         right[composition] = record.clean_correct

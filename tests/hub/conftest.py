@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import huggingface_hub.constants as settings
+import loopback_hub
 import pytest
 
 TOKEN = "hf_CANARY" + "z" * 25
@@ -17,12 +16,8 @@ TOKEN = "hf_CANARY" + "z" * 25
 
 @pytest.fixture(scope="session")
 def loopback() -> ModuleType:
-    """The Hub's module; see ``loopback_hub.py``."""
-    spec = importlib.util.spec_from_file_location("loopback_hub", Path(__file__).parent / "loopback_hub.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The Hub's module; see ``support/loopback_hub.py``."""
+    return loopback_hub
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import loopback_hub
 import pytest
 
 TOKEN = "hf_CANARY" + "z" * 25
@@ -80,8 +81,7 @@ class Serving:
     """A Hub in a process of its own, and the requests that it has told of."""
 
     def __init__(self, state: Path, port: str = "0", stop_at: str = "") -> None:
-        program = Path(__file__).parent / "loopback_hub.py"
-        command = [sys.executable, str(program), str(state), TOKEN, "me", port, stop_at]
+        command = [sys.executable, loopback_hub.__file__, str(state), TOKEN, "me", port, stop_at]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.address = self._line()
 
