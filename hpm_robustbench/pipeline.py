@@ -165,11 +165,14 @@ def _prepare(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool)
 
 def _case(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
     named, base, course, sha256 = spec, spec, None, start.weights_sha256
-    if options.tuning is not None:
-        named = spec.tuned(options.tuning.name)
-        base = named if options.tuning.control is Control.FC else spec
-        finetuned = _fine_tune(spec, start, options, options.tuning, train=train)
-        start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
+    tuning = options.tuning
+    if tuning is not None:
+        named = spec.tuned(tuning.name)
+        if tuning.control is Control.FC:
+            base = named
+            options = replace(options, batchings=())  # C1 is an FC head, whose rows never meet: batches tell nothing
+        finetuned = _fine_tune(spec, start, options, tuning, train=train)
+        start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, tuning)), finetuned.course
     trials = plan_trials({"base": base, "hpm": named}, start, options)
     if not (options.overwrite or options.screen):
         _check_card(named, [plan for plan, _ in trials], sha256, options)

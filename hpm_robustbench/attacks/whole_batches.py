@@ -11,8 +11,8 @@ import torch
 from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, Task, View
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
 
-_MOST_KEPT = 16
-"""Iterates of one batch that are held at a time."""
+_MOST_KEPT = 17
+"""Iterates of one batch that are held at a time: the best as a whole, and one for each of up to sixteen victims."""
 
 
 def batchwise(attack_batch: Callable[..., Submissions]) -> Attack:
@@ -50,10 +50,10 @@ class _Iterate:
 
 
 class Cover:
-    """Few iterates of one batch that together have every row wrong that any iterate had wrong.
+    """Few iterates of one batch that together have every row wrong that any iterate had wrong, as far as they suffice.
 
     The first is the one with the most active rows wrong on the true target, ties by summed loss. ``victims`` are the
-    rows for whose sake it is searched, if not all at once.
+    rows for whose sake it is searched, if not all at once; what breaks one of up to sixteen always stays.
     """
 
     def __init__(self, view: View, y: Labels, active: Mask, victims: Mask | None = None) -> None:
@@ -86,10 +86,11 @@ class Cover:
         return bool((self._wrong | ~self._victims).all())
 
     def _keep(self, iterate: _Iterate) -> None:
-        """Take it in; of all that are held, the ones stay that add rows to those with a higher score."""
+        """Take it in; of all that are held, those stay that add victims to better ones, then those that add rows."""
         best, *rest = sorted([*self._kept, iterate], key=lambda held: held.score, reverse=True)
         self._kept, self._wrong = [best], best.wrong
-        for held in rest:
-            if len(self._kept) < _MOST_KEPT and bool((held.wrong & ~self._wrong).any()):
-                self._kept.append(held)
-                self._wrong = self._wrong | held.wrong
+        for wanted in (self._active if self._victims is None else self._victims, self._active):
+            for held in rest:
+                if len(self._kept) < _MOST_KEPT and bool((held.wrong & wanted & ~self._wrong).any()):
+                    self._kept.append(held)
+                    self._wrong = self._wrong | held.wrong

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
+import sys
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,11 +36,30 @@ def state_sha256(*modules: nn.Module) -> str:
 def subject_sha256(subject: Subject, examples: ExampleSet) -> str:
     """Hash of what stands trial: its state (a base model's own, or the classifier's and the base's) and its behaviour.
 
-    Two networks with equal weights may still compute differently, so logits of the first examples are hashed too.
+    Two networks with equal weights may still compute differently, so logits of the first examples are hashed too; and
+    two that answer alike may show an attack other gradients, so the code of their layers is.
     """
     modules = (subject.base,) if subject.target == "base" else (subject.classifier, subject.base)
     logits = subject.target_logits(examples.images[:_PROBES].to(subject.device)).cpu()
-    return hashlib.sha256(state_sha256(*modules).encode() + logits.numpy().tobytes()).hexdigest()
+    known = f"{state_sha256(*modules)}{_layers_sha256(*modules)}"
+    return hashlib.sha256(known.encode() + logits.numpy().tobytes()).hexdigest()
+
+
+def _layers_sha256(*modules: nn.Module) -> str:
+    kinds = {type(layer) for module in modules for layer in module.modules()}
+    return hashlib.sha256("\0".join(sorted(_code_of_layer(kind) for kind in kinds)).encode()).hexdigest()
+
+
+def _code_of_layer(kind: type[nn.Module]) -> str:
+    """What a kind of layer does: the code of its file, or of itself where that file is the script that is run."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind.__module__.split(".")[0] == "torch":  # of a version that the plan names
+        return name
+    try:
+        source = inspect.getsource(kind if kind.__module__ == "__main__" else sys.modules[kind.__module__])
+    except (OSError, TypeError, KeyError):  # nobody wrote it into a file
+        return name
+    return f"{name}\n{code_of(textwrap.dedent(source))}"
 
 
 def check_unchanged(plan: BasePlan, subject: Subject, examples: ExampleSet) -> None:
@@ -64,6 +86,7 @@ def lab_sha256(*more: str) -> str:
     return hasher.hexdigest()[:16]
 
 
+@lru_cache
 def code_of(source: str) -> str:
     """What a Python source does, without its comments, layout and docstrings: to edit those loses no finished run."""
     tree = ast.parse(source)

@@ -14,7 +14,9 @@ from hpm_robustbench.evaluation.sample import Sample
 from hpm_robustbench.shapes import Labels, Logits, Losses, Mask
 
 _ROUNDING = 1e-4
-"""Share of the largest logit by which another order or size of a batch may change a logit."""
+"""Share of the logits' spread by which another order or size of a batch may change a logit."""
+_UNITS = 16
+"""Units in the last place of the largest logit by which it may change, too."""
 _SIZES = (1, 8)
 _SMALL = 0.01
 """Share of eps that is a small step: most networks are as good as linear within it."""
@@ -41,7 +43,7 @@ def _misled_in_batch(batch: Sample) -> Mask:
     promised = ((point - batch.x) * slope).flatten(1).sum(dim=1)
     before, after = batch.view.target_logits(batch.x), batch.view.target_logits(point)
     gained = margin(after, batch.y) - margin(before, batch.y)
-    short: Tensor = promised / 2 - gained > _ROUNDING * before.abs().amax()
+    short: Tensor = promised / 2 - gained > _rounding(before)
     return short
 
 
@@ -93,6 +95,12 @@ def _answers(sample: Sample, size: int | None = None) -> Logits:
 
 def _relabelled(before: Logits, after: Logits) -> Mask:
     """Rows with another label whose logits differ by more than rounding does, or are not finite any more."""
-    within_rounding = (after - before).abs().amax(dim=1) <= _ROUNDING * before.abs().amax()
+    within_rounding = (after - before).abs().amax(dim=1) <= _rounding(before)
     flips: Tensor = ~within_rounding & (after.argmax(dim=1) != before.argmax(dim=1))
     return flips
+
+
+def _rounding(logits: Logits) -> float:
+    """What rounding may do to a logit; a constant that is added to all of them hides nothing in it."""
+    spread, largest = (logits.amax(dim=1) - logits.amin(dim=1)).amax(), logits.abs().amax()
+    return float(_ROUNDING * spread + _UNITS * torch.finfo(logits.dtype).eps * largest)

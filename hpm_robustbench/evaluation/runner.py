@@ -41,6 +41,8 @@ class Share:
 
 WHOLE = Share(0, 1)
 _FREE = Cost()
+_NOT_WRONG = -1
+"""In place of a class that a row was misread as."""
 Place: TypeAlias = Callable[[Journal, int, str], Path]
 """Where a file of images lies that a step leaves behind in a shard."""
 
@@ -152,7 +154,7 @@ class _Shard:
             return self._nothing_left(step)
         view = make_view(step.view, self.subject, self.x)
         view.on_call = progress.tick
-        judged, fooled = self._submit(step, view, active)
+        judged, fooled, base_predicted = self._submit(step, view, active)
         return self._result(
             step.name,
             verdict=self._scatter(judged.verdict, active, Verdict.SKIPPED),
@@ -160,6 +162,7 @@ class _Shard:
             distance=self._scatter(judged.distance, active, -1),
             fooled=None if step.view == self.plan.target else self._scatter(fooled, active, False),
             together=self._scatter(judged.together, active, Verdict.SKIPPED) if self.plan.coupled else None,
+            base_predicted=None if base_predicted is None else self._scatter(base_predicted, active, _NOT_WRONG),
             cost=view.cost,
             flags=judged.flags,
         )
@@ -171,23 +174,38 @@ class _Shard:
             mates[batch] = self.standing[batch].any()
         return mates
 
-    def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor]:
-        """Judge everything that the attack proposes for the active rows; and where it fooled the view itself."""
+    def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor, Tensor | None]:
+        """Judge everything that the attack proposes for the active rows.
+
+        Returns:
+            The judgement; where the view itself was fooled; and as what the base model misread an image for HPM.
+        """
         x, y, batches = self.x[active], self.y[active], self._batches(int(active.sum()))
         rows = torch.tensor(self.rows, device=self.y.device)[active]
         self.keepers = [Keeper(rows, batches, coupled=whole) for whole in self.kept.values()]
         judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
+        base_predicted = torch.full_like(y, _NOT_WRONG) if self.plan.target == "hpm" else None
         plan = self.plan
         for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
             x_adv = answer[active]
             judged = judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches)
             judgements.append(_of_victims(judged, (x_adv != x).flatten(1).any(dim=1), step))
+            if base_predicted is not None:
+                found = self._misread_by_base(x_adv, y, judged, batches)
+                base_predicted = torch.where(base_predicted == _NOT_WRONG, found, base_predicted)
             for keeper in self.keepers:
                 keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
             if step.view != plan.target:
                 with torch.no_grad():
                     fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y
-        return reduce(partial(worst_of, batches=batches), judgements), fooled
+        return reduce(partial(worst_of, batches=batches), judgements), fooled, base_predicted
+
+    def _misread_by_base(self, x_adv: Images, y: Labels, judged: Judgement, batches: Sequence[slice]) -> Labels:
+        """What the base model takes the legal images for, where it is wrong."""
+        with torch.no_grad():
+            predicted = torch.cat([self.subject.base(x_adv[batch]).argmax(dim=1) for batch in batches])
+        wrong = (predicted != y) & (judged.verdict != Verdict.INVALID)
+        return torch.where(wrong, predicted, _NOT_WRONG)
 
     def _scatter(self, values: Tensor, active: Mask, elsewhere: int) -> Tensor:
         """Values of the active rows as values of all rows."""
@@ -208,6 +226,7 @@ class _Shard:
         *,
         fooled: Tensor | None = None,
         together: Tensor | None = None,
+        base_predicted: Tensor | None = None,
         cost: Cost = _FREE,
         flags: tuple[str, ...] = (),
     ) -> StepResult:
@@ -224,10 +243,15 @@ class _Shard:
             distance=where_judged(distance),
             fooled=() if fooled is None else where_judged(fooled),
             together=() if together is None else tuple(together.tolist()),
+            base_predicted=() if base_predicted is None else _classes(base_predicted),
             forward=cost.forward,
             backward=cost.backward,
             flags=flags,
         )
+
+
+def _classes(predicted: Labels) -> tuple[int | None, ...]:
+    return tuple(None if label == _NOT_WRONG else label for label in predicted.tolist())
 
 
 def _of_victims(judged: Judgement, moved: Mask, step: Step) -> Judgement:

@@ -20,6 +20,7 @@ from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.journal import Journal, load_plan
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
+from hpm_robustbench.ledger.transfers import with_transfers
 
 
 def publish_samples(card: ModelCard, labels: Sequence[int], runs: Path, repo: str) -> tuple[Publication, ModelCard]:
@@ -56,8 +57,10 @@ def sample_table(card: ModelCard, labels: Sequence[int], runs: Path) -> pd.DataF
     bench = card.hpm_bench
     assert bench is not None
     columns: dict[str, Any] = {"index": range(len(labels)), "label": labels}
-    for evaluation in bench.evaluations:
-        record = _record(runs, evaluation)
+    evaluations: Sequence[Evaluation | CorruptionEvaluation] = bench.evaluations
+    records = with_transfers([_record(runs, evaluation) for evaluation in evaluations])
+    for evaluation, record in zip(evaluations, records, strict=True):
+        _check_counts(evaluation, record)
         if record.n != len(labels):
             raise _other(evaluation, f"{record.n} images, and {len(labels)} labels")
         columns.update(_columns(f"{evaluation.target}_{evaluation.batching.value}", record))
@@ -82,12 +85,16 @@ def _record(runs: Path, evaluation: Evaluation | CorruptionEvaluation) -> RunRec
             got="none" if not folder.is_dir() else "one that is not finished",
             next_step="run the trial again with the same --output, or leave --samples out",
         )
+    return record
+
+
+def _check_counts(evaluation: Evaluation | CorruptionEvaluation, record: RunRecord) -> None:
+    """See that a card and a run count the same."""
     counts = [(sum(record.clean_correct), evaluation.clean.count)]
     if isinstance(evaluation, Evaluation):
         counts.append((sum(record.standing()), evaluation.robust.count))
     if any(found != told for found, told in counts):
         raise _other(evaluation, f"{counts}, found and told")
-    return record
 
 
 def _other(evaluation: Evaluation | CorruptionEvaluation, got: str) -> InvalidInput:

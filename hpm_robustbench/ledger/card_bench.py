@@ -16,8 +16,9 @@ from hpm_robustbench.threat import Batching
 
 SCHEMA_VERSION: Final = "1.0"
 RULE = (
-    "HPM helps (hurts) if more (fewer) images stand under every attack on the HPM classifier than under AutoAttack on "
-    "the base model, and the exact McNemar test on the same images rejects equality at 0.05; otherwise it is undecided."
+    "HPM helps (hurts) if more (fewer) images stand on the HPM classifier than on the base model, each under every "
+    "attack: on the base model AutoAttack and whatever was made for HPM; and the exact McNemar test on the same images "
+    "rejects equality at 0.05. Otherwise it is undecided."
 )
 FINE_TUNED_RULE = (
     "After fine-tuning, HPM helps only if it does so against the base model and against C1, the FC head alone after "
@@ -28,7 +29,7 @@ FINE_TUNED_RULE = (
 class Verdict(Block):
     """Whether HPM helps, by the written rule, on the same images as the base model.
 
-    ``only_base`` images stand only under AutoAttack on the base model, ``only_hpm`` only under all attacks on HPM.
+    ``only_base`` images stand only on the base model, ``only_hpm`` only on HPM, each under every attack on it.
     """
 
     verdict: Outcome
@@ -244,7 +245,7 @@ class HpmBench(Bench):
         base, hpm = self.evaluation("base", Batching.SOLO), self.evaluation("hpm", claim.batching)
         if base is None or base.autoattack is None or hpm is None or self.control:
             raise ValueError(f"a verdict on {claim.batching.value} without the evaluations that it compares")
-        if claim.n != hpm.n or claim.only_hpm - claim.only_base != hpm.robust.count - base.autoattack.count:
+        if claim.n != hpm.n or claim.only_hpm - claim.only_base != hpm.robust.count - base.robust.count:
             raise ValueError(f"the verdict on {claim.batching.value} does not fit the evaluations that it compares")
         fc = self.fc(claim.batching)
         if claim.verdict != judged(claim.test, fc.test if fc else None, tuned=bool(self.tuning)):

@@ -19,6 +19,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.provenance import provenance_of
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
+from hpm_robustbench.ledger.transfers import TRANSFER, with_transfers
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
 from hpm_robustbench.threat import Threat as AnyThreat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
@@ -50,7 +51,7 @@ def build_card(
     """
     check_subject(spec, records)
     _check_headline(records)
-    ordered = in_order(records)
+    ordered = in_order(with_transfers(records))
     more: dict[str, Any] = tuned.fields(ordered) if tuned else {}
     with contract_of(f"the runs of {spec.name}"):
         bench = HpmBench(
@@ -169,7 +170,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
     joint = plan.batching is Batching.JOINT
     autoattack = Metric.of(record.standing(AUTOATTACK)) if record.has_autoattack else None
     return Evaluation(
-        run_key=plan.run_key,
+        run_key=record.run_key,
         target=cast(Target, plan.target),
         batching=plan.batching,
         batch_size=plan.batch_size,
@@ -291,7 +292,8 @@ def _doubts(step: Step, result: StepResult, met: Counter[int]) -> list[str]:
     doubts = []
     if of_autoattack and invalid:
         doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
-    if is_black_box(result.backward, met.total()) and overstates(broken, len(result.rows)):
+    made_here = step.attack != TRANSFER
+    if made_here and is_black_box(result.backward, met.total()) and overstates(broken, len(result.rows)):
         doubt = f"{DOUBT}: " if of_autoattack else ""
         name = step.attack.capitalize()
         doubts.append(f"{doubt}{name} broke {broken} images that the gradient attacks had left standing")
@@ -302,7 +304,7 @@ def _verdicts(records: Sequence[RunRecord], controls: Sequence[Control]) -> list
     base = next((r for r in records if r.plan.target == "base" and r.has_autoattack), None)
     if base is None:
         return []
-    rows = base.standing(AUTOATTACK)
+    rows = base.standing()
     defended = [record for record in records if record.plan.target == "hpm"]
     tuning = defended[0].plan.defence.get("tuning")
     if tuning and tuning["control"]:

@@ -13,6 +13,7 @@ from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.ledger.statistics import mcnemar
+from hpm_robustbench.ledger.transfers import with_transfers
 from hpm_robustbench.threat import Batching
 
 
@@ -36,7 +37,7 @@ class Tuned:
 def _beside(records: Sequence[RunRecord], name: str, runs: Sequence[RunRecord]) -> list[Control]:
     """One control beside HPM, in each batching in which both were tried; of C1, the run without HPM counts."""
     target = "base" if name == "fc" else "hpm"
-    answers = {run.plan.batching: run for run in runs if run.plan.target == target}
+    answers = {run.plan.batching: run for run in with_transfers(runs) if run.plan.target == target}
     pairs = [(answers.get(Batching.SOLO if name == "fc" else r.plan.batching), r) for r in records]
     return [_control(name, run, hpm) for run, hpm in pairs if run is not None and hpm.plan.target == "hpm"]
 
@@ -52,7 +53,7 @@ def _control(name: str, run: RunRecord, hpm: RunRecord) -> Control:
     return Control(
         control=cast(ControlName, name),
         batching=hpm.plan.batching,
-        run_key=run.plan.run_key,
+        run_key=run.run_key,
         clean=Metric.of(run.clean_correct),
         autoattack=Metric.of(run.standing(AUTOATTACK)) if run.has_autoattack else None,
         robust=Metric.of(run.standing()),

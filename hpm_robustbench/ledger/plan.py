@@ -65,7 +65,8 @@ class Examples:
 class BasePlan:
     """A trial of one target under one threat model: everything its outcome depends on, and nothing else.
 
-    ``target`` is ``hpm`` or ``base``. ``state_sha256`` covers every weight and buffer of target and surrogates.
+    ``target`` is ``hpm`` or ``base``. ``state_sha256`` covers every weight and buffer of target and surrogates,
+    their answers to the first images, and the code of their layers.
     ``defence`` is the HPM configuration (empty for ``base``). ``batch_size`` is the batch that is computed
     together and, for JOINT, the batch in which the defence answers. ``software`` names versions and the kind of device.
     ``labels`` of all examples are part of a plan whose ``composition`` depends on them.

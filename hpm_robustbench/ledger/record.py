@@ -37,8 +37,9 @@ class StepResult:
     ``predicted`` is the true target's label for the judged image; ``distance`` the size of the perturbation in the
     threat model's norm; both are None where nothing was judged. ``fooled`` says whether the attacked surrogate itself
     was wrong on some image that was submitted. ``together`` is, for a coupled target, the verdict in the one
-    submission that leaves the fewest rows of the batch right; empty where it is ``verdict``. ``forward`` and
-    ``backward`` count images.
+    submission that leaves the fewest rows of the batch right; empty where it is ``verdict``. ``base_predicted`` is
+    what the base model took some submitted image of the row for, where that is wrong, although the image was made for
+    HPM; empty where HPM was not attacked. ``forward`` and ``backward`` count images.
     """
 
     name: str
@@ -51,6 +52,7 @@ class StepResult:
     flags: tuple[str, ...] = ()
     fooled: tuple[bool | None, ...] = ()
     together: tuple[int, ...] = ()
+    base_predicted: tuple[int | None, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepResult:
@@ -64,7 +66,7 @@ class RunRecord:
     """A finished plan: per-step verdicts over all rows, in dataset order, and where they were computed.
 
     ``diagnostics`` tell whether its attacks can be trusted, ``aggregates`` what its images do in other submissions,
-    each where that was measured.
+    each where that was measured. ``run_key`` names the journal, also where steps were added that are none of its own.
     """
 
     plan: BasePlan
@@ -72,6 +74,10 @@ class RunRecord:
     environment: Mapping[str, str]
     diagnostics: Diagnostics | None = None
     aggregates: Aggregates | None = None
+    run_key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_key", self.run_key or self.plan.run_key)
 
     def __getitem__(self, name: str) -> StepResult:
         return next(step for step in self.steps if step.name == name)
@@ -111,6 +117,13 @@ class RunRecord:
         return lost
 
     @property
+    def base_predicted(self) -> tuple[int | None, ...]:
+        """Per row: what the base model wrongly took an image for that was made for HPM; empty if nobody asked it."""
+        asked = [step.base_predicted for step in self.steps if step.base_predicted]
+        by_row = zip(*asked, strict=True)
+        return tuple(next((label for label in labels if label is not None), None) for labels in by_row)
+
+    @property
     def has_autoattack(self) -> bool:
         """Whether the plan holds standard AutoAttack on the target itself."""
         return any(step.group == AUTOATTACK for step in self.plan.steps)
@@ -136,13 +149,13 @@ def _right(step: StepResult, batch: Sequence[int]) -> int | None:
     return sum(one in (Verdict.STANDING, Verdict.INVALID) for one in verdict)
 
 
-_COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together")
+_COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together", "base_predicted")
 
 
 def _column(shard: StepResult, name: str) -> tuple[Any, ...]:
     """One column of a shard; where nothing was left to attack, no surrogate was asked and nothing submitted."""
     column: tuple[Any, ...] = getattr(shard, name)
-    if column or name not in ("fooled", "together"):
+    if column or name not in ("fooled", "together", "base_predicted"):
         return column
     return shard.verdict if name == "together" else (None,) * len(shard.rows)
 

@@ -36,7 +36,7 @@ class Row:
 
     @property
     def base(self) -> Evaluation | None:
-        """The model without HPM, under AutoAttack."""
+        """The model without HPM."""
         return self.bench.evaluation("base", Batching.SOLO)
 
     @property

@@ -74,8 +74,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
     """``helps``, ``hurts`` or ``undecided``: the written rule by which a gain is claimed.
 
-    ``test`` compares, on the same rows, the base model under AutoAttack (first) with the HPM classifier under its
-    full protocol (second). HPM helps (hurts) only if it has more (fewer) rows standing and the exact McNemar test
+    ``test`` compares, on the same rows, the base model (first) with the HPM classifier (second), each under every
+    attack on it. HPM helps (hurts) only if it has more (fewer) rows standing and the exact McNemar test
     rejects equality at ``alpha``; everything else is undecided.
     """
     if test.p_value >= alpha:

@@ -145,6 +145,21 @@ def test_a_cover_loses_no_row_and_holds_nothing_useless(worlds, wrong):
     assert all((kept[k] & ~kept[:k].any(0)).any() for k in range(1, len(kept)))
 
 
+def test_a_victim_is_not_dropped_for_rows_that_nobody_asked_for(worlds):
+    """Twenty rows fall in one iterate each, the victims in those with the lowest scores."""
+    n, victims = 20, torch.arange(20) < 16
+
+    class Told(worlds.World):
+        def forward(self, x):
+            return torch.nn.functional.one_hot((torch.arange(n) == int(x[0])).long(), 2).float()
+
+    cover = Cover(Told(), torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool), victims)
+    for k in range(n):
+        cover.observe(torch.full((n, 1, 1, 1), float(k)), torch.full((n,), float(k)))
+    assert cover.wrong[victims].all()
+    assert len(cover.submissions) == 17
+
+
 def test_ends_when_every_row_is_wrong(worlds):
     world, x, y = coupled(worlds, 1.0, 1.0)
     world.offset = 100.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -93,3 +96,25 @@ def test_text_that_is_computed_with_is_code() -> None:
 def test_the_lab_has_one_hash() -> None:
     assert lab_sha256() == lab_sha256()
     assert len(lab_sha256()) == 16
+
+
+ROUNDED = """
+from torch import nn
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return {how}
+"""
+
+
+def test_layers_that_answer_alike_but_show_other_gradients_have_different_keys(
+    digits: tuple[ExampleSet, ExampleSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    flat, head, keys = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), nn.Linear(8, 10), []
+    for name, how in (("shattered", "x.round()"), ("straight", "x + (x.round() - x).detach()")):
+        (tmp_path / f"{name}.py").write_text(ROUNDED.format(how=how))
+        net = nn.Sequential(*flat, import_module(name).Rounded(), head)
+        classifier = HPMClassifier(Split(net[:3], head), torch.zeros(10, 8), HPMConfig())
+        keys.append(subject_sha256(Subject(classifier, net, "base"), digits[0].head(16)))
+    assert keys[0] != keys[1]

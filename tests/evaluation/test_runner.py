@@ -11,10 +11,11 @@ from small_trials import plan_of, record_of
 from torch import nn
 
 from hpm_robustbench.attacks.protocols import COUPLED_THREATS
+from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import BatchCoupled, InvalidInput
 from hpm_robustbench.evaluation.runner import run
-from hpm_robustbench.hpm.views import Subject
+from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
@@ -58,6 +59,31 @@ def test_the_cascade_is_stock_autoattack_row_by_row(plain: nn.Module, digits, wr
     _, predicted = stock.run_standard_evaluation(examples.images, examples.labels, batch_size=5)
     assert record.standing() == (predicted == examples.labels).tolist()
     assert 0 < sum(record.standing()) < 12
+
+
+@pytest.mark.parametrize(
+    ("batching", "steps"), [(Batching.SOLO, QUICK), (Batching.JOINT, QUICK_JOINT)], ids=["solo", "joint"]
+)
+def test_what_is_made_for_hpm_is_shown_to_the_base_model(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path, batching: Batching, steps: tuple[Step, ...]
+) -> None:
+    subject = subject_of(wrapped, batching)
+    record = tried(plan_of(subject, examples, steps), subject, examples, tmp_path)
+    found = record.base_predicted
+    labels = examples.labels.tolist()
+    assert all(label is None or label != labels[row] for row, label in enumerate(found))
+    carried = [row for row in range(record.n) if record.lost_to[row] in {s.name for s in steps}]
+    assert 0 < sum(found[row] is not None for row in carried) <= len(carried)
+    # The same images of a step, judged by hand: what the journal says of one shard is what the base model answers.
+    first = Journal(tmp_path, record.plan).read(0, steps[0].name)
+    view = make_view(steps[0].view, subject, examples.images[list(first.rows)])
+    x, y = examples.images[list(first.rows)], examples.labels[list(first.rows)]
+    active = torch.tensor(record.clean_correct)[list(first.rows)]
+    plan, wrong = record.plan, torch.zeros(len(x), dtype=torch.bool)
+    for x_adv in run_attack(steps[0], view, x, y, active, plan.threat, plan.seed, plan.batch_size):
+        seen = active if not plan.coupled else torch.ones_like(active)
+        wrong |= seen & (wrapped.base(x_adv).argmax(dim=1) != y)
+    assert [label is not None for label in first.base_predicted] == wrong.tolist()
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def test_all_controls_go_to_trial_with_it_and_the_base_model_once(options: RunOp
     for control, beside in case.controls.items():
         alone = prepare(SPEC, replace(options, tuning=replace(TUNING, control=control)))
         assert keys(beside) == keys(alone)
-    # HPM and four controls, alone and in batches; the base model; C1, which is a base of its own
-    assert len(case.all_trials) == 5 * 2 + 2
+    # HPM and four controls, all alone and all but C1 in batches; the base model; C1, which is a base of its own
+    assert len(case.all_trials) == 5 + 4 + 2
     assert len({plan.run_key for plan, _ in case.all_trials}) == len(case.all_trials)
 
 

@@ -1,0 +1,52 @@
+"""What images made for HPM do to the base model: its number is lowered by whatever is found, wherever that was found.
+
+HPM meets many more attacks than AutoAttack, and the base's own besides. A base model that is asked only what AutoAttack
+finds would be credited with images that had fallen, had anybody shown them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hpm_robustbench.ledger.plan import MSA, Step
+from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
+
+TRANSFER = "transfer"
+"""Name of the attack that shows the base model what was made for HPM."""
+
+
+def with_transfers(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The same runs; that of the base model ends with a step for each run of HPM, with what its images broke.
+
+    Args:
+        records: finished runs of one model on the same images.
+    """
+    tried = [record for record in records if record.base_predicted]
+    return [_transferred(record, tried) if record.plan.target == "base" else record for record in records]
+
+
+def _transferred(base: RunRecord, tried: Sequence[RunRecord]) -> RunRecord:
+    for record in tried:
+        step = Step("hpm", TRANSFER, MSA, {"batching": record.plan.batching.value})
+        result = _shown(base, step.name, record.base_predicted)
+        plan = replace(base.plan, steps=(*base.plan.steps, step))
+        base = replace(base, plan=plan, steps=(*base.steps, result), run_key=base.run_key)
+    return base
+
+
+def _shown(base: RunRecord, name: str, predicted: Sequence[int | None]) -> StepResult:
+    """One step: every row that stands meets what was made for it, where anything was."""
+
+    def verdict(stands: bool, taken_for: int | None) -> Verdict:
+        if not stands:
+            return Verdict.SKIPPED
+        return Verdict.STANDING if taken_for is None else Verdict.BROKEN
+
+    return StepResult(
+        name=name,
+        rows=tuple(range(base.n)),
+        verdict=tuple(map(verdict, base.standing(), predicted)),
+        predicted=tuple(predicted),
+        distance=(None,) * base.n,
+    )

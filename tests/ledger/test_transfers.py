@@ -1,0 +1,69 @@
+"""What was made for HPM counts against the base model, too: nothing is credited to HPM that others would have found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hpm_robustbench.ledger.model_card import build_card
+from hpm_robustbench.ledger.plan import AUTOATTACK
+from hpm_robustbench.ledger.provenance import fates
+from hpm_robustbench.ledger.record import RunRecord
+from hpm_robustbench.ledger.transfers import with_transfers
+from hpm_robustbench.threat import Batching
+
+
+@pytest.fixture
+def base(records) -> RunRecord:
+    return records[0]
+
+
+def misreading(record: RunRecord, step: int, classes: dict[int, int]) -> RunRecord:
+    """The run, whose step had the base model take some rows for those classes."""
+    found = replace(record.steps[step], base_predicted=tuple(classes.get(row) for row in range(record.n)))
+    return replace(record, steps=(*record.steps[:step], found, *record.steps[step + 1 :]))
+
+
+def without(record: RunRecord) -> RunRecord:
+    return replace(record, steps=tuple(replace(step, base_predicted=()) for step in record.steps))
+
+
+def test_rows_fall_on_the_base_and_keep_the_class(records, base):
+    stands = [row for row, right in enumerate(base.standing()) if right]
+    fallen = next(row for row, right in enumerate(base.standing()) if not right)
+    solo = misreading(without(records[1]), 2, {stands[0]: 7, fallen: 3})
+    joint = misreading(without(records[2]), 1, {stands[0]: 1, stands[1]: 5})
+    lowered = with_transfers([base, solo, joint])[0]
+    assert [step.name for step in lowered.steps[-2:]] == ["transfer@hpm.batching-solo", "transfer@hpm.batching-joint"]
+    assert [row for row in stands if not lowered.standing()[row]] == stands[:2]
+    assert [lowered.lost_to[row] for row in stands[:2]] == [step.name for step in lowered.steps[-2:]]
+    assert lowered[lowered.lost_to[stands[0]]].predicted[stands[0]] == 7
+    assert lowered.lost_to[fallen] == base.lost_to[fallen]
+    assert lowered.standing(AUTOATTACK) == base.standing(AUTOATTACK)
+    assert lowered.run_key == base.run_key != lowered.plan.run_key
+
+
+def test_the_first_misreading_counts(records):
+    solo = misreading(misreading(without(records[1]), 3, {5: 2}), 2, {5: 8, 6: 4})
+    assert solo.base_predicted[5:7] == (8, 4)
+
+
+def test_runs_that_asked_no_base_model_change_nothing(records):
+    asked_nobody = [without(record) for record in records]
+    assert with_transfers(asked_nobody) == asked_nobody
+
+
+def test_the_card_compares_what_stands_under_everything(spec, records, base):
+    stands = {row for row, right in enumerate(base.standing()) if right}
+    only_base = [row for row in stands if not records[1].standing()[row]]
+    assert len(only_base) > 2
+    records = [base, misreading(without(records[1]), 4, dict.fromkeys(only_base[:2], 0)), without(records[2])]
+    before = build_card(spec, [without(record) for record in records], n_classes=10).hpm_bench
+    bench = build_card(spec, records, n_classes=10).hpm_bench
+    told, claim = bench.evaluation("base", Batching.SOLO), bench.verdict(Batching.SOLO)
+    assert claim.only_base == before.verdict(Batching.SOLO).only_base - 2
+    assert told.robust.count == len(stands) - 2
+    assert told.autoattack.count == len(stands)
+    assert fates(told.provenance)[only_base[0]] == ("transfer@hpm.batching-solo", 0)
+    assert bench.cost(bench.headline) == before.cost(before.headline)
