@@ -156,16 +156,8 @@ def records(make_record, spec, sound, aggregates) -> list[RunRecord]:
         strengths=[0.12, 0.15, 0.12, 0.16, 0.19, 0.17, 0.22],
         flags={"conjunction@hpm": ["returned images outside the threat model; they do not count"]},
     )
-    solo = with_base_misreading(solo, base, 4)
     joint = make_record(spec, "hpm", Batching.JOINT, clean=0.75, strengths=[0.18, 0.22, 0.2, 0.21])
     return [replace(base, diagnostics=sound), replace(solo, diagnostics=sound), replace(joint, aggregates=aggregates)]
-
-
-def with_base_misreading(solo: RunRecord, base: RunRecord, count: int) -> RunRecord:
-    """The run of HPM, by whose last step ``count`` images that stand on the base are misread there, too."""
-    misread = [row for row, stands in enumerate(base.standing()) if stands][:count]
-    last = replace(solo.steps[-1], base_predicted=tuple(9 if row in misread else None for row in range(N)))
-    return replace(solo, steps=(*solo.steps[:-1], last))
 
 
 @pytest.fixture(scope="session")
