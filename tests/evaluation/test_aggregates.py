@@ -67,7 +67,7 @@ class Rivals(HPMClassifier):
 def test_rivals_that_fall_one_at_a_time_stand_together(tmp_path: Path) -> None:
     """Each is lost in some submission, one at most in each, and none in the one that shows both at their brightest."""
     pair = ExampleSet(Dataset("pair", 2, (1, 2, 2)), "test", torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0]))
-    subject = Subject(Rivals(), nn.Identity())
+    subject = Subject(Rivals(), nn.Flatten())
     record, found = aggregated(plan_of(subject, pair, STEPS[2:], batch_size=2), subject, pair, tmp_path)
     assert (sum(record.standing()), record.batch_worst(), found.composite) == (0, 1, 2)
     assert found.composite_alone == 0

@@ -44,7 +44,7 @@ def test_the_base_model_is_not_tried_twice_and_hpm_is_tried_anew(options: RunOpt
 
 def test_the_fc_head_that_was_trained_alone_is_a_base_of_its_own(options: RunOptions) -> None:
     alone = prepare(SPEC, replace(options, tuning=replace(TUNING, control=Control.FC)))
-    assert names(alone) == [f"{SPEC.name}_{TUNING.name}_fc"] * 3
+    assert names(alone) == [f"{SPEC.name}_{TUNING.name}_fc"] * 2
     assert keys(alone)["base", Batching.SOLO] != keys(prepare(SPEC, options))["base", Batching.SOLO]
 
 
