@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpm_robustbench.attacks.protocols import msa
 from hpm_robustbench.ledger.leaderboard import check
 from hpm_robustbench.ledger.model_card import card_path, read_card
 
@@ -25,4 +26,4 @@ def test_a_committed_card_is_valid_and_in_its_place(path: Path) -> None:
 
 
 def test_the_committed_board_is_what_the_cards_give() -> None:
-    check(ROOT / "model_cards", ROOT / "leaderboard")
+    check(ROOT / "model_cards", ROOT / "leaderboard", msa)

@@ -1,7 +1,8 @@
-"""Cards of corruption tracks in the board's order: a track per dataset, the highest mean accuracy first."""
+"""Cards of corruption tracks in the board's order: a track per dataset and images, the highest mean accuracy first."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,6 +11,7 @@ from typing import Any
 
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
 from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.image_set import ImageSet
 from hpm_robustbench.threat import Batching, Corruptions
 
 
@@ -69,6 +71,7 @@ class CorruptionRow:
             "joint_batch_per_class": joint.batch_per_class if joint else None,
             "joint_composition": joint.composition.value if joint else None,
             "n": self.solo.n,
+            "fingerprint": self.solo.fingerprint,
             "license": self.bench.license,
             "page": self.page,
             **{
@@ -81,24 +84,41 @@ class CorruptionRow:
 
 @dataclass(frozen=True)
 class CorruptionTrack:
-    """The rows that compete on one dataset."""
+    """The rows that compete: one dataset, the same images, named where there are cards of other images, too."""
 
     dataset: str
     rows: tuple[CorruptionRow, ...]
+    images: ImageSet | None = None
+
+    @property
+    def name(self) -> str:
+        """The track in one line."""
+        return f"{self.dataset} {Corruptions.name}{f', {self.images}' if self.images else ''}"
 
     @property
     def anchor(self) -> str:
         """Name of the track's place on the index page."""
-        return f"{self.dataset}-{Corruptions.name}"
+        images = f"-{self.images.n}-{self.images.short}" if self.images else ""
+        return f"{self.dataset}-{Corruptions.name}{images}"
 
 
 def corruption_tracks(cards: Iterable[ModelCard]) -> list[CorruptionTrack]:
-    """Group cards by dataset and rank them; ties go to standard accuracy, then to the model's name."""
-    ordered = sorted(cards, key=lambda card: (card.dataset, _standing(card)))
+    """Group cards by dataset and images and rank them; ties go to standard accuracy, then to the model's name."""
+    ordered = sorted(cards, key=lambda card: (card.dataset, _images(card).order, _standing(card)))
+    groups = [(key, list(group)) for key, group in groupby(ordered, key=lambda card: (card.dataset, _images(card)))]
+    sets = Counter(dataset for (dataset, _), _ in groups)
     return [
-        CorruptionTrack(dataset, tuple(CorruptionRow(rank, card) for rank, card in enumerate(group, start=1)))
-        for dataset, group in groupby(ordered, key=lambda card: card.dataset)
+        CorruptionTrack(
+            dataset,
+            tuple(CorruptionRow(rank, card) for rank, card in enumerate(group, start=1)),
+            images if sets[dataset] > 1 else None,
+        )
+        for (dataset, images), group in groups
     ]
+
+
+def _images(card: ModelCard) -> ImageSet:
+    return ImageSet.of(CorruptionRow(0, card).solo)
 
 
 def _standing(card: ModelCard) -> tuple[Fraction, Fraction, str]:

@@ -1,4 +1,4 @@
-"""Build the board: every page and file follows from the model cards and RobustBench's figures, byte for byte.
+"""Build the board: all of it follows from the cards, RobustBench's figures and MSA's steps of today, byte for byte.
 
 leaderboard/index.html
 leaderboard/<dataset>/<threat>/<Model>.html
@@ -32,6 +32,7 @@ from hpm_robustbench.ledger.pages import (
 )
 from hpm_robustbench.ledger.published_rows import published_tables
 from hpm_robustbench.ledger.rows import tracks
+from hpm_robustbench.ledger.step_list import StepsOf
 from hpm_robustbench.zoo.from_robustbench import published_entries
 
 INDEX = "index.html"
@@ -39,8 +40,10 @@ _PAGES = "*/*/*.html"
 _FOR_CORRUPTIONS = {"corruptions.json", "corruptions.csv"}
 
 
-def build(cards_dir: Path, out: Path) -> Path:
+def build(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> Path:
     """Write the board of all cards below ``cards_dir`` into ``out`` and return its index page.
+
+    Cards whose attacks are not the steps of ``msa`` are marked, if it is given.
 
     Pages of models that have no card any more are removed; files of other makers are left alone.
 
@@ -48,7 +51,7 @@ def build(cards_dir: Path, out: Path) -> Path:
         InvalidInput: a card breaks its contract; nothing was written.
         StorageProblem: ``out`` cannot be written.
     """
-    files = render(cards_dir)
+    files = render(cards_dir, msa)
     for name, content in files.items():
         write_atomic(out / name, content)
     for page in sorted(out.glob(_PAGES)):
@@ -59,14 +62,14 @@ def build(cards_dir: Path, out: Path) -> Path:
     return out / INDEX
 
 
-def check(cards_dir: Path, out: Path) -> None:
+def check(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> None:
     """Compare the board in ``out``, hidden files aside, with the one that the cards below ``cards_dir`` give.
 
     Raises:
         Drift: names the files that differ, are missing, or do not belong there.
         InvalidInput: a card breaks its contract.
     """
-    wanted = {name: content.encode() for name, content in render(cards_dir).items()}
+    wanted = {name: content.encode() for name, content in render(cards_dir, msa).items()}
     files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
     found = {name.as_posix(): out / name for name in files if not any(part.startswith(".") for part in name.parts)}
     faults = {
@@ -82,10 +85,10 @@ def check(cards_dir: Path, out: Path) -> None:
         )
 
 
-def render(cards_dir: Path) -> dict[str, str]:
+def render(cards_dir: Path, msa: StepsOf | None = None) -> dict[str, str]:
     """Every file of the board by its name; the index comes last, so that it never names a page that is not there."""
     cards = _load(cards_dir)
-    attacked = tracks(card for card in cards if isinstance(card.hpm_bench, HpmBench))
+    attacked = tracks((card for card in cards if isinstance(card.hpm_bench, HpmBench)), msa)
     corrupted = corruption_tracks(card for card in cards if isinstance(card.hpm_bench, CorruptionBench))
     corrupted_lines = [row.flat() for track in corrupted for row in track.rows]
     return {

@@ -1,7 +1,8 @@
-"""Cards in the board's order: a track per dataset and threat model, the best known robust accuracy first."""
+"""Cards in the board's order: a track per dataset, threat model and images, the best known robust accuracy first."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +13,9 @@ from hpm_robustbench.ledger.card_bench import HpmBench, Verdict
 from hpm_robustbench.ledger.card_control import Control, written
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
 from hpm_robustbench.ledger.card_schema import ModelCard
+from hpm_robustbench.ledger.image_set import ImageSet
 from hpm_robustbench.ledger.statistics import holm
+from hpm_robustbench.ledger.step_list import OtherSteps, StepsOf, other_steps
 from hpm_robustbench.threat import Batching
 
 
@@ -21,12 +24,13 @@ class Row:
     """A card and its rank on its track, 1 being the most robust.
 
     ``p_holm`` is the SOLO verdict's p-value, adjusted for all models on the board: who tries HPM on twenty models and
-    reports the best has to count the twenty.
+    reports the best has to count the twenty. ``msa`` tells the steps of today, if they are known.
     """
 
     rank: int
     card: ModelCard
     p_holm: float | None = None
+    msa: StepsOf | None = None
 
     @property
     def bench(self) -> HpmBench:
@@ -69,6 +73,15 @@ class Row:
         """Address of the model's page, relative to the index."""
         return f"{self.card.dataset}/{self.solo.threat.norm.value}/{self.bench.model_id}.html"
 
+    def other_steps(self, evaluation: Evaluation | None) -> OtherSteps | None:
+        """How the attacks of one of the card's evaluations differ from those of today, if they do."""
+        return other_steps(evaluation, self.msa) if evaluation and self.msa else None
+
+    @property
+    def marked(self) -> bool:
+        """Whether one of its numbers on the index was found by other attacks than those of today."""
+        return any(self.other_steps(evaluation) for evaluation in (self.solo, self.joint))
+
     def flat(self) -> dict[str, Any]:
         """One line of the table for machines: RobustBench's columns, then HPM's."""
         base, joint, verdict = self.base, self.joint, self.verdict
@@ -99,44 +112,66 @@ class Row:
             "joint_batch_size": joint.batch_size if joint else None,
             "joint_batch_per_class": joint.batch_per_class if joint else None,
             "joint_composition": joint.composition.value if joint else None,
+            "solo_steps_of_today": self._of_today(self.solo),
+            "joint_steps_of_today": self._of_today(joint),
             "n": self.solo.n,
+            "fingerprint": self.solo.fingerprint,
             "license": self.bench.license,
             "page": self.page,
         }
 
+    def _of_today(self, evaluation: Evaluation | None) -> bool | None:
+        return self.other_steps(evaluation) is None if evaluation and self.msa else None
+
 
 @dataclass(frozen=True)
 class Track:
-    """The rows that compete: one dataset, one norm, one budget."""
+    """The rows that compete: one dataset, one norm, one budget, the same images.
+
+    ``images`` are named where there are cards of other images, too.
+    """
 
     dataset: str
     norm: str
     eps: str
     rows: tuple[Row, ...]
+    images: ImageSet | None = None
+
+    @property
+    def name(self) -> str:
+        """The track in one line."""
+        return f"{self.dataset} {self.norm} {self.eps}{f', {self.images}' if self.images else ''}"
 
     @property
     def anchor(self) -> str:
         """Name of the track's place on the index page."""
-        return f"{self.dataset}-{self.norm}-{self.eps.replace('/', '-')}"
+        images = f"-{self.images.n}-{self.images.short}" if self.images else ""
+        return f"{self.dataset}-{self.norm}-{self.eps.replace('/', '-')}{images}"
 
 
-def tracks(cards: Iterable[ModelCard]) -> list[Track]:
+def tracks(cards: Iterable[ModelCard], msa: StepsOf | None = None) -> list[Track]:
     """Group cards by track and rank them; ties go to standard accuracy, then to the model's name."""
-    ordered = sorted(cards, key=lambda card: (_track(card), _standing(card)))
+    ordered = sorted(cards, key=lambda card: (_track(card), _images(card).order, _standing(card)))
     judged = [(row.page, p) for row in (Row(0, card) for card in ordered) if (p := row.p_value) is not None]
     adjusted = dict(zip([page for page, _ in judged], holm([p for _, p in judged]), strict=True))
-    return [_ranked(list(group), adjusted) for _, group in groupby(ordered, key=_track)]
+    groups = [list(group) for _, group in groupby(ordered, key=lambda card: (_track(card), _images(card)))]
+    sets = Counter(_track(group[0]) for group in groups)
+    return [_ranked(group, adjusted, msa, alone=sets[_track(group[0])] == 1) for group in groups]
 
 
-def _ranked(cards: list[ModelCard], adjusted: Mapping[str, float]) -> Track:
-    rows = tuple(Row(rank, card, adjusted.get(Row(0, card).page)) for rank, card in enumerate(cards, start=1))
+def _ranked(cards: list[ModelCard], adjusted: Mapping[str, float], msa: StepsOf | None, *, alone: bool) -> Track:
+    rows = tuple(Row(rank, card, adjusted.get(Row(0, card).page), msa) for rank, card in enumerate(cards, start=1))
     threat = rows[0].solo.threat
-    return Track(cards[0].dataset, threat.norm.value, threat.eps, rows)
+    return Track(cards[0].dataset, threat.norm.value, threat.eps, rows, None if alone else _images(cards[0]))
 
 
 def _track(card: ModelCard) -> tuple[str, str, Fraction]:
     threat = Row(0, card).solo.threat
     return card.dataset, threat.norm.value, Fraction(threat.eps_exact)
+
+
+def _images(card: ModelCard) -> ImageSet:
+    return ImageSet.of(Row(0, card).solo)
 
 
 def _standing(card: ModelCard) -> tuple[Fraction, Fraction, str]:
