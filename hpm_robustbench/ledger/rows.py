@@ -23,8 +23,9 @@ from hpm_robustbench.threat import Batching
 class Row:
     """A card and its rank on its track, 1 being the most robust.
 
-    ``p_holm`` is the SOLO verdict's p-value, adjusted for all models on the board: who tries HPM on twenty models and
-    reports the best has to count the twenty. ``msa`` tells the steps of today, if they are known.
+    ``p_holm`` is the SOLO verdict's p-value, adjusted for all SOLO verdicts on the board that can reject: who shows
+    twenty models has to count the twenty. Models that were tried without a card nobody can count. ``msa`` tells the
+    steps of today, if they are known.
     """
 
     rank: int
@@ -62,6 +63,15 @@ class Row:
     def p_value(self) -> float | None:
         """Of the comparison that the verdict rests on."""
         return written(self.bench.decisive(self.verdict).p_value) if self.verdict else None
+
+    @property
+    def can_reject(self) -> bool:
+        """Whether there is a SOLO verdict, and some image that only one side of its comparisons has right."""
+        # Given how many images differ, on which the exact test conditions, p is 1 where none does: that verdict is
+        # never a false rejection, and so Holm keeps his promise without counting it (Tarone 1990). Where HPM differs
+        # from C1 but not from the base model, or the other way round, it may still hurt, and the verdict counts.
+        tests = [*([self.verdict.test] if self.verdict else []), *([self.fc.test] if self.verdict and self.fc else [])]
+        return any(test.only_first + test.only_second for test in tests)
 
     @property
     def fc(self) -> Control | None:
@@ -152,7 +162,8 @@ class Track:
 def tracks(cards: Iterable[ModelCard], msa: StepsOf | None = None) -> list[Track]:
     """Group cards by track and rank them; ties go to standard accuracy, then to the model's name."""
     ordered = sorted(cards, key=lambda card: (_track(card), _images(card).order, _standing(card)))
-    judged = [(row.page, p) for row in (Row(0, card) for card in ordered) if (p := row.p_value) is not None]
+    family = [row for row in (Row(0, card) for card in ordered) if row.can_reject]
+    judged = [(row.page, p) for row in family if (p := row.p_value) is not None]
     adjusted = dict(zip([page for page, _ in judged], holm([p for _, p in judged]), strict=True))
     groups = [list(group) for _, group in groupby(ordered, key=lambda card: (_track(card), _images(card)))]
     sets = Counter(_track(group[0]) for group in groups)
