@@ -54,6 +54,8 @@ def render_card(card: ModelCard) -> str:
 
 def _under_attack(bench: HpmBench) -> list[str]:
     """One line per evaluation, one per step, and the verdicts; cost is a multiple of AutoAttack's on the base model."""
+    from hpm_robustbench.ledger.statistics import COUPLED
+
     summary = render_table(
         ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %", "composite %", "cost"],
         [
@@ -99,6 +101,7 @@ def _under_attack(bench: HpmBench) -> list[str]:
         f"(images that stand only on the base: {v.only_base}, only on HPM: {v.only_hpm}; p = {v.p_value:.3g})"
         for v in bench.verdicts
     ]
+    verdicts += [COUPLED] if any(e.batch_per_class for e in bench.evaluations) else []
     spreads = [
         f"{_target(e)} in other batches, fewest to most: {', '.join(f'{k} {text} %' for k, text in e.spreads.items())}"
         for e in bench.evaluations

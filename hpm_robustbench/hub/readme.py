@@ -15,6 +15,7 @@ from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.markdown import cell
 from hpm_robustbench.ledger.pages import label, p_value, web_address
+from hpm_robustbench.ledger.statistics import COUPLED
 
 PLOT = "robustness.svg"
 
@@ -88,5 +89,5 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(cell=cell, label=label, p_value=p_value, in_words=in_words, line=one_line, code=code)
-    environment.globals.update(rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, notice=NOTICE, plot=PLOT)
+    environment.globals.update(rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, notice=NOTICE, plot=PLOT, coupled=COUPLED)
     return environment

@@ -19,6 +19,7 @@ from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrac
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
+from hpm_robustbench.ledger.statistics import COUPLED
 from hpm_robustbench.ledger.templates import site_environment
 from hpm_robustbench.threat import Composition, Corruptions
 
@@ -121,5 +122,5 @@ def _environment() -> Environment:
     environment.globals.update(
         rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, controls=CONTROLS, notice=NOTICE, generator=GENERATOR
     )
-    environment.globals.update(kinds=Corruptions.kinds, severities=Corruptions.severities)
+    environment.globals.update(kinds=Corruptions.kinds, severities=Corruptions.severities, coupled=COUPLED)
     return environment

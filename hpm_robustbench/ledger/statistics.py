@@ -10,6 +10,11 @@ from typing import Literal, TypeAlias
 from scipy.stats import binomtest
 
 Outcome: TypeAlias = Literal["helps", "hurts", "undecided"]
+COUPLED = (
+    "P-values and intervals of JOINT are computed as if images were independent, but batch mates share prototypes and "
+    "adversarial submissions: read them as a scale, not as calibrated."
+)
+"""What a reader has to know of the tests and intervals below where images are answered together."""
 
 
 @dataclass(frozen=True)

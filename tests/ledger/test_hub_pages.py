@@ -14,6 +14,7 @@ from hpm_robustbench.hub.eval_results import Benchmark, eval_results
 from hpm_robustbench.hub.readme import render_pages, render_samples_page
 from hpm_robustbench.ledger.card_bench import Samples
 from hpm_robustbench.ledger.pages import p_value
+from hpm_robustbench.ledger.statistics import COUPLED
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 
@@ -108,6 +109,12 @@ def test_a_loss_without_c1_is_a_loss(tuned):
 def test_what_was_not_fine_tuned_says_nothing_of_c1(card):
     page = render_pages(card, DESCRIPTION, "me/model")["README.md"].decode()
     assert "C1" not in page and "credited" not in page
+
+
+def test_what_is_answered_in_batches_says_that_images_are_coupled(card, make_card, corrupted_card):
+    pages = [render_pages(each, DESCRIPTION, "me/model")["README.md"].decode() for each in (card, make_card("Alone"))]
+    assert [page.count(COUPLED) for page in pages] == [1, 0]
+    assert COUPLED not in render_pages(corrupted_card, DESCRIPTION, "me/model")["README.md"].decode()
 
 
 def test_a_benchmark_and_a_dataset_get_the_mean_too(corrupted_card):
