@@ -85,8 +85,10 @@ def finetune_once(
     if result is None:
         if compute is None:
             raise _unfinished(model, tuning, folder)
-        result = _train(lesson, folder, key, compute)
-        _write(folder, model, lesson, key, result)
+        _write(folder, model, lesson, key, _train(lesson, folder, key, compute))
+        # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
+        result = _read(folder, lesson, key)
+        assert result is not None
     return Finetuned(result.classifier, _course(lesson, result.curves), folder)
 
 

@@ -13,9 +13,11 @@ import torch
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Corruptions, ThreatModel
+from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on
 from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
 from hpm_robustbench.training.loop import Lesson, Loop
@@ -52,6 +54,21 @@ def test_what_a_result_depends_on_has_a_folder_of_its_own(wrapped, digits, quick
     folders.append(finetuned(wrapped, digits, others[0], tmp_path, ThreatModel.parse("Linf", "0.2")).folder)
     folders.append(finetuned(wrapped, digits.head(150), others[0], tmp_path).folder)
     assert len(set(folders)) == len(folders)
+
+
+def test_who_trained_tries_what_the_others_read(
+    wrapped, digits, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training may lay convolutions out in its own way, which changes the last bits of their answers."""
+
+    def lay_out_otherwise(classifier: HPMClassifier, _x: torch.Tensor) -> None:
+        classifier.to(memory_format=torch.contiguous_format)
+
+    monkeypatch.setattr(finetuned_module, "prefer_channels_last", lay_out_otherwise)
+    tuning = Tuning(quick.with_knobs({"epochs": 1, "attack_steps": 0}))
+    first, second = (finetuned(wrapped, digits, tuning, tmp_path).classifier for _ in range(2))
+    laid_out = [[p.stride() for p in classifier.parameters()] for classifier in (first, second)]
+    assert laid_out[0] == laid_out[1]
 
 
 @pytest.mark.parametrize("damage", ["torn", "edited"])
