@@ -31,7 +31,22 @@ class Tuned:
             InvalidInput: a control was tried on other images, or under another budget.
         """
         beside = [control for name, runs in self.controls.items() for control in _beside(records, name, runs)]
-        return {"fine_tuning": self.course, **({"controls": beside} if beside else {})}
+        course = self.course.model_copy(update={"reports": [*_lost(records), *self.course.reports]})
+        return {"fine_tuning": course, **({"controls": beside} if beside else {})}
+
+
+def _lost(records: Sequence[RunRecord]) -> list[str]:
+    """What the trial shows of lost clean accuracy, on images that nobody has trained on."""
+    alone = {run.plan.target: run for run in records if run.plan.batching is Batching.SOLO}
+    tuning = alone["hpm"].plan.defence.get("tuning")
+    if "base" not in alone or not tuning or tuning["control"] == "fc":  # beside C1 stands no model from before
+        return []
+    before, after = (sum(alone[target].clean_correct) / alone[target].n for target in ("base", "hpm"))
+    bound = tuning["recipe"]["clean_bound"]
+    if before - after <= bound:
+        return []
+    fallen = f"from {before:.2%} of the base model to {after:.2%} of HPM SOLO"
+    return [f"On the test images clean accuracy fell {fallen}, by more than the recipe's bound of {bound:.2%}."]
 
 
 def _beside(records: Sequence[RunRecord], name: str, runs: Sequence[RunRecord]) -> list[Control]:

@@ -202,7 +202,8 @@ def _course(lesson: Lesson, curves: Sequence[Point]) -> FineTuning:
     first, last, bound = curves[0], curves[-1], lesson.tuning.recipe.clean_bound
     if first.clean is not None and last.clean is not None and first.clean - last.clean > bound:
         fallen = f"from {first.clean:.2%} to {last.clean:.2%}"
-        reports.append(f"Clean accuracy fell {fallen}, by more than {bound:.2%}.")
+        whose = "held-out training images, which the base model may have been trained on,"
+        reports.append(f"On {whose} clean accuracy fell {fallen}, by more than {bound:.2%}.")
     present = torch.bincount(lesson.training.labels, minlength=lesson.training.dataset.n_classes)
     absent = (present == 0).nonzero().squeeze(1).tolist()
     if absent:

@@ -68,7 +68,7 @@ class Recipe(BaseModel):
         precision: of the network's passes; prototypes and distances are always float32. ``bfloat16`` becomes float32
             on a device without it.
         held_out: share of the training images that only measure, at most 500.
-        clean_bound: a fall of clean accuracy on them by more than this is reported.
+        clean_bound: a fall of clean accuracy by more than this is reported, on them and, after a trial, on test images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -27,7 +27,10 @@ def render_finetuned(finished: Mapping[Tuning, Finetuned]) -> str:
     )
     reports = [f"{tuning.name}: {report}" for tuning, done in finished.items() for report in done.course.reports]
     folders = [f"{tuning.name}: {done.folder}" for tuning, done in finished.items()]
-    held_out = "Accuracies are those of held-out training images, each answered alone."
+    held_out = (
+        "Accuracies are those of held-out training images, each answered alone; the base model may have been trained "
+        "on them, and what was lost on new images is told by hpm-bench run."
+    )
     return "\n\n".join(filter(None, [table, "\n".join([held_out, *reports]), "\n".join(folders)]))
 
 

@@ -193,7 +193,7 @@ COURSE = FineTuning(
         Point(epoch=1, loss=1.25, clean=0.79, robust=0.5),
         Point(epoch=2, loss=1.0, clean=0.77, robust=0.55, unsupported=[3]),
     ],
-    reports=["Clean accuracy fell from 80.00% to 77.00%, by more than 2.00%."],
+    reports=["On held-out training images clean accuracy fell from 80.00% to 77.00%, by more than 2.00%."],
 )
 
 

@@ -254,6 +254,21 @@ def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_
     assert kind == "data:image/svg+xml"
     tags = [element.tag.rpartition("}")[2] for element in ElementTree.fromstring(unquote(content)).iter()]
     assert tags.count("polyline") == 3
-    assert "Clean accuracy fell from 80.00% to 77.00%" in page.text
+    assert "On held-out training images clean accuracy fell from 80.00% to 77.00%" in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
-    assert "fine-tuning: Clean accuracy fell" in render_card(card)
+    assert "fine-tuning: On held-out training images clean accuracy fell" in render_card(card)
+
+
+@pytest.mark.parametrize(("bound", "control", "told"), [(0.02, None, True), (0.06, None, False), (0.02, "fc", False)])
+def test_lost_clean_accuracy_is_that_of_the_test_images_beside_the_base_model(wider, make_record, bound, control, told):
+    tuning = Tuning(find_recipe("uniform-v1").with_knobs({"clean_bound": bound}), control and Control(control))
+    base = make_record(wider, "base", Batching.SOLO, clean=0.8, strengths=[0.4] * 4)
+    hpm = make_record(wider.tuned(tuning.name), "hpm", Batching.SOLO, clean=0.75, strengths=[0.3] * 7)
+    hpm = replace(hpm, plan=replace(hpm.plan, defence={"tuning": tuning.to_json()}))
+    tuned = Tuned(FineTuning(curves=[Point(epoch=0)], reports=["said of the training"]))
+    *lost, own = tuned.fields([base, hpm])["fine_tuning"].reports
+    before, after = (f"{sum(run.clean_correct) / run.n:.2%}" for run in (base, hpm))
+    assert own == "said of the training"
+    assert len(lost) == told
+    if told:
+        assert f"On the test images clean accuracy fell from {before} of the base model to {after}" in lost[0]
