@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -43,7 +44,7 @@ from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.planning import Start, environment_of, plan_trials
 from hpm_robustbench.run_options import SCREENS, RunOptions
 from hpm_robustbench.threat import Corruptions
-from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
+from hpm_robustbench.training.finetuned import Finetuned, Kept, finetune_once, on_trial
 from hpm_robustbench.training.recipe import Control, Tuning
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -73,7 +74,8 @@ class Case:
     """A model ready for trial: everything that costs something is loaded, nothing is attacked yet.
 
     ``corrupted`` are the test images under corruptions, on a track of that kind; ``course`` tells of the
-    fine-tuning, where there was one. ``controls`` are cases of their own, which go to trial with it.
+    fine-tuning, where there was one. ``controls`` are cases of their own, which go to trial with it and are loaded
+    when their turn comes: five classifiers need not fit into memory.
     """
 
     spec: ModelSpec
@@ -86,13 +88,16 @@ class Case:
     keep_images: bool
     is_screen: bool
     course: FineTuning | None = None
-    controls: Mapping[Control, Case] = field(default_factory=dict)
+    controls: Mapping[Control, Callable[[], Case]] = field(default_factory=dict)
 
-    @property
-    def all_trials(self) -> list[tuple[BasePlan, Subject]]:
+    def all_trials(self) -> Iterator[tuple[BasePlan, Subject]]:
         """Its own trials first, then those of its controls that are not among them; the base model's is."""
-        trials = [trial for case in (self, *self.controls.values()) for trial in case.trials]
-        return list({trial[0].run_key: trial for trial in trials}.values())
+        met: set[str] = set()
+        for load in (lambda: self, *self.controls.values()):
+            for plan, subject in load().trials:
+                if plan.run_key not in met:
+                    met.add(plan.run_key)
+                    yield plan, subject
 
 
 def evaluate(
@@ -158,9 +163,13 @@ def _prepare(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool)
     if not options.controls:
         return case
     assert options.tuning is not None
-    tunings = {control: replace(options.tuning, control=control) for control in Control}
-    each = {control: replace(options, tuning=tuning, controls=False) for control, tuning in tunings.items()}
-    return replace(case, controls={control: _case(spec, start, asked, train=train) for control, asked in each.items()})
+    controls: dict[Control, Callable[[], Case]] = {}
+    for control in Control:
+        tuning = replace(options.tuning, control=control)
+        _fine_tune(spec, start, options, tuning, train=train)  # a missing one is met before the first attack
+        asked = replace(options, tuning=tuning, controls=False)
+        controls[control] = partial(_case, spec, start, asked, train=False)
+    return replace(case, controls=controls)
 
 
 def _case(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
@@ -225,8 +234,10 @@ def _wrapped(
     return wrapped, sha256
 
 
-def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -> list[Finetuned]:
+def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -> list[Kept]:
     """Wrap a model and fine-tune it, each time anew from its own weights; what is finished already is read.
+
+    The classifiers are not returned: they lie on disk, and five of them need not fit into memory.
 
     Args:
         spec: which model, on which track.
@@ -238,7 +249,7 @@ def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -
     """
     with _full_precision_kernels():
         start = _start(spec, options, None, None)
-        return [_fine_tune(spec, start, options, tuning, train=True) for tuning in tunings]
+        return [_fine_tune(spec, start, options, tuning, train=True).kept for tuning in tunings]
 
 
 def _fine_tune(spec: ModelSpec, start: Start, options: RunOptions, tuning: Tuning, *, train: bool) -> Finetuned:
@@ -266,7 +277,7 @@ def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], weights_sha256: Sequ
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
     with _full_precision_kernels():
-        for plan, subject in case.all_trials:
+        for plan, subject in case.all_trials():
             runs, environment = case.output / "runs", environment_of(subject.device)
             if isinstance(plan, Plan):
                 run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images)
@@ -278,7 +289,7 @@ def attack(case: Case, share: Share = WHOLE) -> None:
 def examine(case: Case) -> None:
     """Aggregate every finished trial under attack and look for indicators of attack failure, where nobody has yet."""
     with _full_precision_kernels():
-        for plan, subject in case.all_trials:
+        for plan, subject in case.all_trials():
             if isinstance(plan, Plan) and not case.is_screen:
                 aggregate(plan, subject, case.test, case.output / "runs")
                 diagnose(plan, subject, case.test, case.output / "runs")
@@ -289,7 +300,7 @@ def verify_kept(case: Case) -> list[Verification]:
     with _full_precision_kernels():
         return [
             verify(plan, subject, case.test, case.output / "runs")
-            for plan, subject in case.all_trials
+            for plan, subject in case.all_trials()
             if isinstance(plan, Plan)
         ]
 
@@ -310,11 +321,13 @@ def conclude(case: Case) -> Outcome | Screen:
 
     The controls' cards come first, so that none is missing that the case's own card tells of.
     """
-    trials = case.all_trials if case.is_screen else case.trials
-    records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
+    with _full_precision_kernels():
+        trials = case.all_trials() if case.is_screen else case.trials
+        records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
     if case.is_screen:
         return Screen(records)
-    beside = {control.value: conclude(each).records for control, each in case.controls.items()}
+    with _full_precision_kernels():
+        beside = {control.value: conclude(load()).records for control, load in case.controls.items()}
     tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
     name = case.spec.preprocessing
     about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}

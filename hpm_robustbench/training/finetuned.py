@@ -44,12 +44,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Finetuned:
+class Kept:
+    """How a training went, and where its classifier lies."""
+
+    course: FineTuning
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Finetuned(Kept):
     """A finished classifier, how its training went, and where it lies."""
 
     classifier: HPMClassifier
-    course: FineTuning
-    folder: Path
+
+    @property
+    def kept(self) -> Kept:
+        """The same without the classifier."""
+        return Kept(self.course, self.folder)
 
 
 def finetune_once(
@@ -89,7 +100,7 @@ def finetune_once(
         # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
         result = _read(folder, lesson, key)
         assert result is not None
-    return Finetuned(result.classifier, _course(lesson, result.curves), folder)
+    return Finetuned(_course(lesson, result.curves), folder, result.classifier)
 
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Result:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpm_robustbench.report import render_table
-from hpm_robustbench.training.finetuned import Finetuned
+from hpm_robustbench.training.finetuned import Kept
 from hpm_robustbench.training.recipe import Tuning
 
 
-def facts_of(tuning: Tuning, finetuned: Finetuned) -> dict[str, Any]:
+def facts_of(tuning: Tuning, finetuned: Kept) -> dict[str, Any]:
     """One fine-tuning as plain JSON values."""
     return {
         "name": tuning.name,
@@ -19,7 +19,7 @@ def facts_of(tuning: Tuning, finetuned: Finetuned) -> dict[str, Any]:
     }
 
 
-def render_finetuned(finished: Mapping[Tuning, Finetuned]) -> str:
+def render_finetuned(finished: Mapping[Tuning, Kept]) -> str:
     """One line per fine-tuning, then what a reader should know, then where the classifiers lie."""
     table = render_table(
         ["fine-tuned by", "epochs", "loss", "clean %", "was", "under PGD %", "was"],
@@ -34,7 +34,7 @@ def render_finetuned(finished: Mapping[Tuning, Finetuned]) -> str:
     return "\n\n".join(filter(None, [table, "\n".join([held_out, *reports]), "\n".join(folders)]))
 
 
-def _row(tuning: Tuning, finetuned: Finetuned) -> list[str]:
+def _row(tuning: Tuning, finetuned: Kept) -> list[str]:
     first, last = finetuned.course.curves[0], finetuned.course.curves[-1]
     loss = "-" if last.loss is None else f"{last.loss:.3f}"
     shares = (last.clean, first.clean, last.robust, first.robust)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -66,12 +70,40 @@ def test_the_short_looks_look_at_the_fine_tuned_one(options: RunOptions) -> None
 def test_all_controls_go_to_trial_with_it_and_the_base_model_once(options: RunOptions) -> None:
     case = prepare(SPEC, replace(options, controls=True))
     assert list(case.controls) == list(Control)
-    for control, beside in case.controls.items():
+    for control, load in case.controls.items():
         alone = prepare(SPEC, replace(options, tuning=replace(TUNING, control=control)))
-        assert keys(beside) == keys(alone)
+        assert keys(load()) == keys(alone)
+    tried = [plan.run_key for plan, _ in case.all_trials()]
     # HPM and four controls, all alone and all but C1 in batches; the base model; C1, which is a base of its own
-    assert len(case.all_trials) == 5 + 4 + 2
-    assert len({plan.run_key for plan, _ in case.all_trials}) == len(case.all_trials)
+    assert len(set(tried)) == len(tried) == 5 + 4 + 2
+
+
+def test_controls_are_loaded_when_their_turn_comes_and_then_forgotten(options: RunOptions) -> None:
+    case, loaded, alive = prepare(SPEC, replace(options, controls=True)), [], []
+
+    def watched(load: Callable[[], Case]) -> Case:
+        gc.collect()
+        alive.append(sum(classifier() is not None for classifier in loaded))
+        beside = load()
+        loaded.append(weakref.ref(beside.wrapped.classifier))
+        return beside
+
+    controls = {control: partial(watched, load) for control, load in case.controls.items()}
+    for _ in replace(case, controls=controls).all_trials():
+        pass
+    gc.collect()
+    assert len(loaded) == len(Control)
+    assert max(alive) <= 1, "only the one before may still be on trial"
+    assert not any(classifier() for classifier in loaded)
+
+
+def test_a_control_that_is_gone_is_met_before_the_first_attack(options: RunOptions) -> None:
+    together = replace(options, controls=True)
+    prepare(SPEC, together)
+    (static,) = (options.output / "finetuned").glob(f"*{TUNING.name}_static-*")
+    (static / "classifier.safetensors").unlink()
+    with pytest.raises(UsageProblem, match="nothing is trained here"):
+        prepare(SPEC, together, train=False)
 
 
 def test_controls_of_nothing_or_of_a_control_are_refused(options: RunOptions) -> None:
