@@ -159,44 +159,57 @@ def prepare(
 
 
 def _prepare(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
+    beside = _of_controls(options)
+    for each in (options, *beside.values()):  # hours of training are no time to wait for a refusal
+        _check_card(spec, start, each)
     case = _case(spec, start, options, train=train)
-    if not options.controls:
-        return case
-    assert options.tuning is not None
-    controls: dict[Control, Callable[[], Case]] = {}
-    for control in Control:
-        tuning = replace(options.tuning, control=control)
-        _fine_tune(spec, start, options, tuning, train=train)  # a missing one is met before the first attack
-        asked = replace(options, tuning=tuning, controls=False)
-        controls[control] = partial(_case, spec, start, asked, train=False)
+    for each in beside.values():  # and a missing control is met before the first attack
+        assert each.tuning is not None
+        _fine_tune(spec, start, each, each.tuning, train=train)
+    controls = {control: partial(_case, spec, start, each, train=False) for control, each in beside.items()}
     return replace(case, controls=controls)
 
 
+def _of_controls(options: RunOptions) -> dict[Control, RunOptions]:
+    """What is asked of each control, if controls go to trial too."""
+    if not options.controls:
+        return {}
+    assert options.tuning is not None
+    tunings = {control: replace(options.tuning, control=control) for control in Control}
+    return {control: replace(options, tuning=tuning, controls=False) for control, tuning in tunings.items()}
+
+
 def _case(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
-    named, base, course, sha256 = spec, spec, None, start.weights_sha256
-    tuning = options.tuning
-    if tuning is not None:
-        named = spec.tuned(tuning.name)
-        if tuning.control is Control.FC:
-            base = named
-            options = replace(options, batchings=())  # C1 is an FC head, whose rows never meet: batches tell nothing
-        finetuned = _fine_tune(spec, start, options, tuning, train=train)
-        start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, tuning)), finetuned.course
-    trials = plan_trials({"base": base, "hpm": named}, start, options)
-    if not (options.overwrite or options.screen):
-        _check_card(named, [plan for plan, _ in trials], sha256, options)
+    course = None
+    if options.tuning is not None:
+        finetuned = _fine_tune(spec, start, options, options.tuning, train=train)
+        start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
     return Case(
-        spec=named,
+        spec=_tried(spec, options.tuning),
         test=start.test,
         corrupted=start.corrupted,
-        trials=trials,
-        weights_sha256=sha256,
+        trials=_trials(spec, start, options),
+        weights_sha256=start.weights_sha256,
         wrapped=start.wrapped,
         output=options.output,
         keep_images=options.keep_images,
         is_screen=bool(options.screen),
         course=course,
     )
+
+
+def _tried(spec: ModelSpec, tuning: Tuning | None) -> ModelSpec:
+    """The model that stands trial, under its own name if it was fine-tuned."""
+    return spec if tuning is None else spec.tuned(tuning.name)
+
+
+def _trials(spec: ModelSpec, start: Start, options: RunOptions) -> Sequence[tuple[BasePlan, Subject]]:
+    """Those of the base model and of HPM; C1's own FC head takes the base model's place."""
+    tried = _tried(spec, options.tuning)
+    if options.tuning is not None and options.tuning.control is Control.FC:
+        spec = tried
+        options = replace(options, batchings=())  # C1 is an FC head, whose rows never meet: batches tell nothing
+    return plan_trials({"base": spec, "hpm": tried}, start, options)
 
 
 def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Start:
@@ -268,10 +281,14 @@ def _check_screen(spec: ModelSpec, options: RunOptions) -> None:
         )
 
 
-def _check_card(spec: ModelSpec, plans: Sequence[BasePlan], weights_sha256: Sequence[str], options: RunOptions) -> None:
-    trials = {plan.trial for plan in plans}
-    path = place(options.output / "model_cards", spec.dataset, spec.threat.name, spec.name)
-    check_replaceable(path, trials, options.defence_facts, weights_sha256, controls=options.controls)
+def _check_card(spec: ModelSpec, start: Start, options: RunOptions) -> None:
+    """See that the card to come may be written; nothing that it is checked for depends on what is learned."""
+    name = _tried(spec, options.tuning).name
+    path = place(options.output / "model_cards", spec.dataset, spec.threat.name, name)
+    if options.overwrite or options.screen or not path.exists():
+        return
+    trials = {plan.trial for plan, _ in _trials(spec, start, options)}
+    check_replaceable(path, trials, options.defence_facts, start.weights_sha256, controls=options.controls)
 
 
 def attack(case: Case, share: Share = WHOLE) -> None:

@@ -7,11 +7,12 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.ledger.model_card import read_card
+from hpm_robustbench.ledger.model_card import place, read_card
 from hpm_robustbench.pipeline import Case, evaluate, fine_tune, prepare, screen
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
@@ -95,6 +96,19 @@ def test_controls_are_loaded_when_their_turn_comes_and_then_forgotten(options: R
     assert len(loaded) == len(Control)
     assert max(alive) <= 1, "only the one before may still be on trial"
     assert not any(classifier() for classifier in loaded)
+
+
+@pytest.mark.parametrize("control", [None, Control.LEAVE_ONE_OUT])
+def test_a_card_in_the_way_is_told_before_the_first_training(
+    options: RunOptions, tmp_path: Path, control: Control | None
+) -> None:
+    name = SPEC.tuned(replace(TUNING, control=control).name).name
+    path = place(tmp_path / "model_cards", SPEC.dataset, SPEC.threat.name, name)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(UsageProblem, match=f"{name}.*--overwrite"):
+        prepare(SPEC, replace(options, controls=True, output=tmp_path))
+    assert not (tmp_path / "finetuned").exists()
 
 
 def test_a_control_that_is_gone_is_met_before_the_first_attack(options: RunOptions) -> None:
