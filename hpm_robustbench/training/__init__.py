@@ -8,6 +8,7 @@
     augment     shifted and mirrored images
     loop        the steps, one after another
     checkpoint  what a killed process continues from
+    interruption    Ctrl-C between two steps, never inside one
     finetuned   the folder of a finished classifier          finetuned/<model>_<recipe>-<key>/
     summary     what a terminal shows of it
 

@@ -22,6 +22,7 @@ from hpm_robustbench.training.batches import Batch, Batches
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.inner import attacked
+from hpm_robustbench.training.interruption import Interruption
 from hpm_robustbench.training.learner import Learner, features_as_images, trainable
 from hpm_robustbench.training.measure import accuracy
 from hpm_robustbench.training.memory import fitting
@@ -106,6 +107,8 @@ class Loop:
     def run(self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0) -> Result:
         """Train to the end, from a checkpoint of this ``key`` if there is one.
 
+        Ctrl-C and SIGTERM take effect after a step, when a checkpoint is written.
+
         Args:
             checkpoint: file that is replaced from time to time; without it nothing is written.
             key: what the file belongs to.
@@ -122,13 +125,20 @@ class Loop:
             log.info("continuing %s after step %d of %d", self.lesson.tuning.name, self.progress.step, self.steps)
         if not self.progress.curves:
             self._measure(Point(epoch=0))
-        written = time.monotonic()
-        while self.progress.step < self.steps:
-            self.step()
-            if checkpoint is not None and time.monotonic() - written >= every:
-                write_saved(checkpoint, self._saved(key))
-                written = time.monotonic()
+        self._step_to_the_end(checkpoint, key, every)
         return Result(self.deployed().freeze(), tuple(self.progress.curves))
+
+    def _step_to_the_end(self, checkpoint: Path | None, key: str, every: float) -> None:
+        written = time.monotonic()
+        with Interruption() as interruption:
+            while self.progress.step < self.steps:
+                self.step()
+                stopping = interruption.came
+                if checkpoint is not None and (stopping or time.monotonic() - written >= every):
+                    write_saved(checkpoint, self._saved(key))
+                    written = time.monotonic()
+                if stopping:
+                    interruption.let_through()
 
     def step(self) -> None:
         """Attack one batch, lower its loss, let prototypes and averages follow; after an epoch, measure."""

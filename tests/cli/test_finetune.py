@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -26,8 +27,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def start(place, output: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hpm_robustbench", *arguments(place, output, "--checkpoint-minutes", "0")]
+def start(place, output: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hpm_robustbench", *arguments(place, output, *more)]
     return subprocess.Popen(command, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -46,7 +47,7 @@ def test_killed_at_random_moments_the_same_command_gives_the_same_bytes(place, h
     assert whole.code == 0, whole.err
     killed, moments = tmp_path / "killed", random.Random(0)
     for _ in range(2):
-        process = start(place, killed)
+        process = start(place, killed, "--checkpoint-minutes", "0")
         wait_for_checkpoint(killed, process)
         time.sleep(moments.uniform(0, 0.2))
         assert process.poll() is None, "it was to be killed, and has finished before"
@@ -57,6 +58,23 @@ def test_killed_at_random_moments_the_same_command_gives_the_same_bytes(place, h
     assert "continuing" in last.err
     assert contents(killed) == contents(tmp_path / "whole")
     assert not list(killed.glob("finetuned/*/checkpoint.safetensors"))
+
+
+def test_ctrl_c_keeps_every_finished_step_however_short_the_training(place, hpm_bench, tmp_path: Path) -> None:
+    whole = hpm_bench(*arguments(place, tmp_path / "whole"))
+    assert whole.code == 0, whole.err
+    cut = tmp_path / "cut"
+    process = start(place, cut, "--checkpoint-minutes", "60")
+    assert any("epoch=1 " in line for line in process.stderr), "it ended before its first epoch did"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "every finished step is kept" in said
+    assert list(cut.glob("finetuned/*/checkpoint.safetensors"))
+    again = hpm_bench(*arguments(place, cut))
+    assert again.code == 0, again.err
+    assert "continuing" in again.err
+    assert contents(cut) == contents(tmp_path / "whole")
 
 
 def test_without_training_images_it_says_what_to_put_where(place, hpm_bench: Callable, tmp_path: Path) -> None:

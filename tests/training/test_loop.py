@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hpm_robustbench.errors import Diverged
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.checkpoint import read_saved
+from hpm_robustbench.training.interruption import Interruption
 from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
@@ -154,6 +157,57 @@ def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
         bias[4] = -1e3
     result = Loop(lesson(wrapped, digits, quick.with_knobs({"learning_rate": 1e-6}))).run()
     assert 4 in result.curves[-1].unsupported
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_step_leaves_a_checkpoint_of_the_whole_step(
+    wrapped, digits, quick, tmp_path: Path, number: signal.Signals
+) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    first, path = Loop(lesson(wrapped, digits, quick)), tmp_path / "checkpoint.safetensors"
+    gradients = first._gradients
+
+    def interrupted(*arguments):
+        if first.progress.step == 2:
+            signal.raise_signal(number)
+        return gradients(*arguments)
+
+    first._gradients = interrupted  # type: ignore[method-assign]
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            first.run(path, key="k", every=1000)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    saved = read_saved(path, "k")
+    assert saved is not None and saved.facts["step"] == 3
+    second = Loop(lesson(wrapped, digits, quick)).run(path, key="k")
+    assert state_sha256(second.classifier) == state_sha256(Loop(lesson(wrapped, digits, quick)).run().classifier)
+
+
+def test_a_second_signal_goes_through_at_once_and_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.came == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    with Interruption():
+        pass
+    with pytest.raises(KeyboardInterrupt), Interruption():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_in_another_thread_signals_are_left_alone(wrapped, digits, quick) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(Loop(lesson(wrapped, digits, quick.with_knobs({"epochs": 1}))).run).result()
+    assert len(result.curves) == 2
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
