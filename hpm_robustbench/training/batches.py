@@ -24,28 +24,36 @@ class Batch(NamedTuple):
 class Batches:
     """All whole batches of every epoch; what is left over after the last one differs from epoch to epoch.
 
-    Images and labels lie on the device that trains.
+    The images stay where they are, as they may be many, and each batch is brought to the device that trains.
     """
 
-    def __init__(self, images: Images, labels: Labels, tuning: Tuning) -> None:
-        self._images, self._labels, self._tuning = images, labels, tuning
-        self._size = min(tuning.recipe.batch_size, len(images))
-        self.per_epoch = len(images) // self._size
+    def __init__(self, images: Images, labels: Labels, rows: Tensor, tuning: Tuning, device: torch.device) -> None:
+        self._images, self._labels, self._rows = images, labels, rows
+        self._tuning, self._device = tuning, device
+        self._size = min(tuning.recipe.batch_size, len(rows))
+        self.per_epoch = len(rows) // self._size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.per_epoch)
-        rows = self._rows(epoch)[place * self._size : (place + 1) * self._size]
+        rows = self._in_order(epoch)[place * self._size : (place + 1) * self._size]
         seed = self._tuning.seed
-        x = augmented(self._images[rows], self._tuning.recipe, drawn(seed, "augment", step))
+        images, labels = (_brought(tensor[rows], self._device) for tensor in (self._images, self._labels))
         lender = None
         if self._tuning.control is Control.SHUFFLED:
-            lender = torch.randperm(len(rows), generator=drawn(seed, "shuffle", step)).to(rows.device)
-        return Batch(x, self._labels[rows], lender)
+            lender = torch.randperm(len(rows), generator=drawn(seed, "shuffle", step)).to(self._device)
+        return Batch(augmented(images, self._tuning.recipe, drawn(seed, "augment", step)), labels, lender)
 
-    def _rows(self, epoch: int) -> Tensor:
+    def _in_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
-            order = torch.randperm(len(self._images), generator=drawn(self._tuning.seed, "order", epoch))
-            self._order = epoch, order.to(self._images.device)
+            order = torch.randperm(len(self._rows), generator=drawn(self._tuning.seed, "order", epoch))
+            self._order = epoch, self._rows[order]
         return self._order[1]
+
+
+def _brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from pinned memory the copy to a GPU need not be waited for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -82,8 +82,8 @@ def trainable(frozen: HPMClassifier, config: HPMConfig, backbone: nn.Module | No
     return classifier.to(frozen.prototypes.device)
 
 
-def features_as_images(backbone: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    """What a fixed backbone returns, as images [N, R, 1, 1] of one pixel, which ``nn.Flatten`` turns back."""
+def features_as_images(backbone: nn.Module, images: Tensor, rows: Tensor, at_once: int, device: torch.device) -> Tensor:
+    """What a fixed backbone returns for some rows, as images [N, R, 1, 1] of one pixel, which ``nn.Flatten`` undoes."""
     with torch.no_grad():
-        parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
+        parts = [backbone(images[some].to(device)) for some in torch.split(rows, at_once)]
     return torch.cat(parts)[:, :, None, None]

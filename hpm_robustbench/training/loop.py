@@ -90,11 +90,11 @@ class Loop:
         frozen, device = lesson.classifier, lesson.classifier.prototypes.device
         learning, held = lesson.rows()
         self._held_out = lesson.training.take(held.tolist()) if len(held) else None
-        images, backbone = lesson.training.images[learning], None
+        images, labels, rows, backbone = lesson.training.images, lesson.training.labels, learning, None
         if self._recipe.from_features:
-            images = features_as_images(frozen.backbone, images, self._recipe.batch_size, device)
+            images, labels, rows = features_of(lesson), labels[learning], torch.arange(len(learning))
             backbone = nn.Flatten()
-        self.batches = Batches(images.to(device), lesson.training.labels[learning].to(device), lesson.tuning)
+        self.batches = Batches(images, labels, rows, lesson.tuning, device)
         self.steps = self._recipe.epochs * self.batches.per_epoch
         classifier = trainable(frozen, lesson.tuning.defence(frozen.config), backbone)
         classifier.batching = Batching(self._recipe.batching)
@@ -249,6 +249,17 @@ class Loop:
             got=got,
             next_step="lower the learning rate, with --tune learning_rate=...; the last good checkpoint is kept",
         )
+
+
+def features_of(lesson: Lesson) -> Tensor:
+    """What the fixed backbone makes of the images to train on, in their order."""
+    frozen, (rows, _) = lesson.classifier, lesson.rows()
+    images, device = lesson.training.images, frozen.prototypes.device
+    _, features = fitting(
+        lesson.tuning.recipe.batch_size,
+        lambda at_once: features_as_images(frozen.backbone, images, rows, at_once, device),
+    )
+    return features
 
 
 def _averaged(learner: Learner, steps: float) -> AveragedModel | None:

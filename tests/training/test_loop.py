@@ -14,6 +14,7 @@ from hpm_robustbench.errors import Diverged
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.checkpoint import read_saved
+from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.interruption import Interruption
 from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
@@ -102,6 +103,19 @@ def test_every_control_sees_the_same_images_in_the_same_order(wrapped, digits, q
         assert all(torch.equal(other[step].x, first.x) for other in batches)
         assert all(torch.equal(other[step].labels, first.labels) for other in batches)
     assert not torch.equal(batches[0][0].labels, batches[0][2].labels)
+
+
+def test_a_batch_is_what_the_seed_draws_from_the_images_where_they_lie(wrapped, digits, quick) -> None:
+    plain = quick.with_knobs({"shift": 0.0, "mirror": "never"})
+    asked = lesson(wrapped, digits, plain)
+    learning, _ = asked.rows()
+    batches = Loop(asked).batches
+    order = learning[torch.randperm(len(learning), generator=drawn(0, "order", 0))]
+    for step in range(2):
+        rows = order[64 * step : 64 * (step + 1)]
+        assert torch.equal(batches[step].x, digits.images[rows])
+        assert torch.equal(batches[step].labels, digits.labels[rows])
+    assert batches._images is digits.images, "the images are not copied"
 
 
 def test_held_out_images_are_not_trained_on(wrapped, digits, quick) -> None:
