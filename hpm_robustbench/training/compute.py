@@ -54,7 +54,8 @@ def precision_on(device: torch.device, recipe: Recipe) -> torch.dtype:
 def prefer_channels_last(classifier: HPMClassifier, x: Tensor) -> None:
     """Keep convolution weights channels last on an accelerator, where half precision wants them so.
 
-    A network that cannot run so keeps the usual layout. On a CPU, ``load.wrap`` has decided already.
+    A network that cannot run so keeps the usual layout; memory that ends says nothing of the layout. On a CPU,
+    ``load.wrap`` has decided already.
     """
     if x.device.type == "cpu":
         return
@@ -62,6 +63,8 @@ def prefer_channels_last(classifier: HPMClassifier, x: Tensor) -> None:
     try:
         with torch.no_grad():
             classifier.embed(x)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 

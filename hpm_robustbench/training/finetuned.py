@@ -105,9 +105,9 @@ def finetune_once(
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Result:
     loop = Loop(lesson)
-    prefer_channels_last(loop.learner.classifier, loop.batches[0].x)
+    loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
     if compute.compiled:
-        compile_if_faster(loop.learner, loop.batches[0].x)
+        loop.with_what_fits(lambda x: compile_if_faster(loop.learner, x))
     return loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from hpm_robustbench.training.recipe import Tuning
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _MOST_HELD_OUT = 500
 
 
@@ -156,6 +158,12 @@ class Loop:
         self.progress.step += 1
         if self.progress.step % self.batches.per_epoch == 0:
             self._end_epoch()
+
+    def with_what_fits(self, prepare: Callable[[Tensor], T]) -> T:
+        """Do something with as many images of the first batch as pass through the network together, or as fit."""
+        x = self.batches[0].x
+        self.progress.at_once, done = fitting(self.progress.at_once, lambda at_once: prepare(x[:at_once]))
+        return done
 
     def _gradients(self, objective: Objective, batch: Batch, at_once: int) -> tuple[float, Embedding]:
         """Put gradients of the batch's loss in place; return the loss, and the embedding that it was computed from."""

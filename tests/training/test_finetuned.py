@@ -18,10 +18,10 @@ from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
-from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on
+from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
 from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
-from hpm_robustbench.training.loop import Lesson, Loop
-from hpm_robustbench.training.recipe import Control, Tuning
+from hpm_robustbench.training.loop import Lesson, Loop, features_of
+from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
 LINF = ThreatModel.parse("Linf", "0.1")
 
@@ -166,3 +166,33 @@ def test_a_backbone_that_cannot_be_compiled_stays_as_it_is(
         assert not compile_if_faster(loop.learner, digits.images[:8])
     assert "not compiled: no compiler here" in caplog.text
     loop.step()
+
+
+def test_memory_that_ends_before_the_first_step_halves_what_passes_together(wrapped, digits, quick) -> None:
+    """The meta device stands for an accelerator: layouts are decided for it, and nothing is computed."""
+    loop = Loop(Lesson(wrapped.classifier, digits, LINF, Tuning(quick), at_once=48))
+    met = []
+
+    class Classifier(torch.nn.Linear):
+        def embed(self, x: torch.Tensor) -> None:
+            met.append(len(x))
+            if len(x) > 20:
+                raise torch.OutOfMemoryError("no room for more than 20 images")
+
+    loop.with_what_fits(lambda x: prefer_channels_last(Classifier(1, 1), x.to("meta")))
+    assert met == [48, 24, 12]
+    assert loop.progress.at_once == 12
+
+
+def test_features_that_do_not_fit_into_memory_are_computed_of_fewer_images_at_once(wrapped, digits) -> None:
+    asked = Lesson(wrapped.classifier, digits, LINF, Tuning(find_recipe("head")))
+    whole, met = features_of(asked), []
+
+    def small_device(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        met.append(len(inputs[0]))
+        if len(inputs[0]) > 50:
+            raise torch.OutOfMemoryError("no room for more than 50 images")
+
+    wrapped.classifier.backbone.register_forward_pre_hook(small_device)
+    torch.testing.assert_close(features_of(asked), whole)
+    assert met == [128, 64, 32, 32, 32, 32, 16]
