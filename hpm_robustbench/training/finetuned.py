@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -96,19 +96,28 @@ def finetune_once(
     if result is None:
         if compute is None:
             raise _unfinished(model, tuning, folder)
-        _write(folder, model, lesson, key, _train(lesson, folder, key, compute))
+        trained = _train(lesson, folder, key, compute)
+        _write(folder, model, lesson, key, trained)
         # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
         result = _read(folder, lesson, key)
         assert result is not None
     return Finetuned(_course(lesson, result.curves), folder, result.classifier)
 
 
-def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Result:
+class _Trained(NamedTuple):
+    """What a training has left, and how the machine was used in the end, as far as it changes rounding."""
+
+    result: Result
+    compute: dict[str, Any]
+
+
+def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> _Trained:
     loop = Loop(lesson)
     loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
-    if compute.compiled:
-        loop.with_what_fits(lambda x: compile_if_faster(loop.learner, x))
-    return loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
+    compiled = compute.compiled and loop.with_what_fits(lambda x: compile_if_faster(loop.learner, x))
+    result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
+    used = {"at_once": loop.progress.at_once, "compiled": compiled, "threads": torch.get_num_threads()}
+    return _Trained(result, used)
 
 
 def _unfinished(model: str, tuning: Tuning, folder: Path) -> UsageProblem:
@@ -174,10 +183,11 @@ def _read(folder: Path, lesson: Lesson, key: str) -> Result | None:
     return Result(classifier.freeze(), tuple(Point.model_validate(point) for point in saved.facts["curves"]))
 
 
-def _write(folder: Path, model: str, lesson: Lesson, key: str, result: Result) -> None:
+def _write(folder: Path, model: str, lesson: Lesson, key: str, trained: _Trained) -> None:
     """The classifier last: where it lies, everything lies."""
+    result = trained.result
     title = f"{model}, {lesson.tuning.name}, {lesson.training.dataset.name} {lesson.threat}"
-    facts = {"key": key, "model": model, **_facts(lesson, result)}
+    facts = {"key": key, "model": model, **_facts(lesson, trained)}
     write_atomic(folder / "curves.svg", render_curves(result.curves, title))
     write_atomic(folder / "classifier.json", json.dumps(facts, indent=1) + "\n")
     curves = [point.model_dump() for point in result.curves]
@@ -186,7 +196,8 @@ def _write(folder: Path, model: str, lesson: Lesson, key: str, result: Result) -
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
-def _facts(lesson: Lesson, result: Result) -> dict[str, Any]:
+def _facts(lesson: Lesson, trained: _Trained) -> dict[str, Any]:
+    result = trained.result
     training, held_out = (len(rows) for rows in lesson.rows())
     device = result.classifier.prototypes.device
     return {
@@ -202,6 +213,7 @@ def _facts(lesson: Lesson, result: Result) -> dict[str, Any]:
         },
         "precision": str(lesson.precision).removeprefix("torch."),
         "device": device.type,
+        "compute": trained.compute,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
         **_course(lesson, result.curves).model_dump(),
     }

@@ -250,6 +250,10 @@ class Loop:
         self._assigned.copy_(saved.tensors["assigned"])
         facts = {name: value for name, value in saved.facts.items() if name not in ("key", "curves")}
         self.progress = Progress(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
+        asked = self.lesson.at_once
+        if asked is not None and asked < self.progress.at_once:
+            log.info("from now on %d images at once as asked for, %d before", asked, self.progress.at_once)
+            self.progress.at_once = asked
 
     def _diverged(self, got: str) -> Diverged:
         return Diverged(

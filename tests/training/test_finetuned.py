@@ -44,6 +44,7 @@ def test_a_second_call_reads_what_the_first_has_finished(wrapped, digits, quick,
     ]
     facts = json.loads((first.folder / "classifier.json").read_text())
     assert facts["tuning"] == Tuning(quick).to_json()
+    assert facts["compute"] == {"at_once": 128, "compiled": False, "threads": torch.get_num_threads()}
     assert facts["images"]["trained_on"] + facts["images"]["held_out"] == len(digits)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,6 +172,19 @@ def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
         bias[4] = -1e3
     result = Loop(lesson(wrapped, digits, quick.with_knobs({"learning_rate": 1e-6}))).run()
     assert 4 in result.curves[-1].unsupported
+
+
+@pytest.mark.parametrize(("asked", "used"), [(16, 16), (None, 48), (64, 48)])
+def test_a_continued_training_takes_fewer_images_at_once_if_asked_to(
+    wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: int | None, used: int
+) -> None:
+    first, path = Loop(lesson(wrapped, digits, quick, at_once=48)), tmp_path / "checkpoint.safetensors"
+    first.run(path, key="k", every=0)
+    second = Loop(lesson(wrapped, digits, quick, at_once=asked))
+    with caplog.at_level(logging.INFO):
+        second.run(path, key="k")
+    assert second.progress.at_once == used
+    assert ("16 images at once as asked for, 48 before" in caplog.text) == (asked == 16)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
