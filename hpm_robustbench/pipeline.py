@@ -44,6 +44,8 @@ from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.planning import Start, environment_of, plan_trials
 from hpm_robustbench.run_options import SCREENS, RunOptions
 from hpm_robustbench.threat import Corruptions
+from hpm_robustbench.training.compute import Compute
+from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import Finetuned, Kept, finetune_once, on_trial
 from hpm_robustbench.training.recipe import Control, Tuning
 from hpm_robustbench.weights import load_weights
@@ -162,11 +164,10 @@ def _prepare(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool)
     beside = _of_controls(options)
     for each in (options, *beside.values()):  # hours of training are no time to wait for a refusal
         _check_card(spec, start, each)
-    case = _case(spec, start, options, train=train)
-    for each in beside.values():  # and a missing control is met before the first attack
-        assert each.tuning is not None
-        _fine_tune(spec, start, each, each.tuning, train=train)
-    controls = {control: partial(_case, spec, start, each, train=False) for control, each in beside.items()}
+    tunings = [each.tuning for each in (options, *beside.values()) if each.tuning is not None]
+    _keep(spec, start, options, tunings, train=train)  # whatever is missing is met before the first attack
+    case = _case(spec, start, options)
+    controls = {control: partial(_case, spec, start, each) for control, each in beside.items()}
     return replace(case, controls=controls)
 
 
@@ -179,10 +180,10 @@ def _of_controls(options: RunOptions) -> dict[Control, RunOptions]:
     return {control: replace(options, tuning=tuning, controls=False) for control, tuning in tunings.items()}
 
 
-def _case(spec: ModelSpec, start: Start, options: RunOptions, *, train: bool) -> Case:
+def _case(spec: ModelSpec, start: Start, options: RunOptions) -> Case:
     course = None
     if options.tuning is not None:
-        finetuned = _fine_tune(spec, start, options, options.tuning, train=train)
+        finetuned = _finetuned(spec, start, options, options.tuning)
         start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
     return Case(
         spec=_tried(spec, options.tuning),
@@ -262,12 +263,25 @@ def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -
     """
     with _full_precision_kernels():
         start = _start(spec, options, None, None)
-        return [_fine_tune(spec, start, options, tuning, train=True).kept for tuning in tunings]
+        return _keep(spec, start, options, tunings, train=True)
 
 
-def _fine_tune(spec: ModelSpec, start: Start, options: RunOptions, tuning: Tuning, *, train: bool) -> Finetuned:
-    folder, compute = options.output / "finetuned", options.compute if train else None
-    return finetune_once(spec.name, start.wrapped, start.training, spec.threat, tuning, folder, compute)
+def _keep(spec: ModelSpec, start: Start, options: RunOptions, tunings: Sequence[Tuning], *, train: bool) -> list[Kept]:
+    """Fine-tune whatever is not finished; features of a fixed backbone are computed once, and dropped in the end."""
+    features, compute = Features(), options.compute if train else None
+    return [_finetuned(spec, start, options, tuning, compute, features).kept for tuning in tunings]
+
+
+def _finetuned(
+    spec: ModelSpec,
+    start: Start,
+    options: RunOptions,
+    tuning: Tuning,
+    compute: Compute | None = None,
+    features: Features | None = None,
+) -> Finetuned:
+    folder = options.output / "finetuned"
+    return finetune_once(spec.name, start.wrapped, start.training, spec.threat, tuning, folder, compute, features)
 
 
 def _check_screen(spec: ModelSpec, options: RunOptions) -> None:

@@ -13,5 +13,6 @@
     summary     what a terminal shows of it
 
 ``batches`` and ``draws`` say what comes when, ``optimiser`` how far a step goes, ``measure`` how good the classifier
-is by then, ``compute`` and ``memory`` what the machine allows.
+is by then, ``compute`` and ``memory`` what the machine allows;
+``features`` are those of a fixed backbone.
 """

@@ -36,6 +36,7 @@ from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat, ThreatModel
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
+from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.learner import trainable
 from hpm_robustbench.training.loop import Lesson, Loop, Result
 from hpm_robustbench.training.recipe import Control, Tuning
@@ -71,6 +72,7 @@ def finetune_once(
     tuning: Tuning,
     place: Path,
     compute: Compute | None,
+    features: Features | None = None,
 ) -> Finetuned:
     """Fine-tune a wrapped classifier, continue where an earlier call was cut off, or read what it has finished.
 
@@ -82,6 +84,7 @@ def finetune_once(
         tuning: recipe, control and seed.
         place: folder that takes the classifier's folder.
         compute: what was decided about the machine; None only reads, and never trains.
+        features: of the training images, if several are trained on the same ones.
 
     Raises:
         UsageProblem: no training images or no budget to train with, or not even one image fits into memory; or nothing
@@ -89,7 +92,7 @@ def finetune_once(
         Diverged: NaN or Inf; the last good checkpoint is kept.
         StorageProblem: the folder cannot be written.
     """
-    lesson = _lesson(wrapped, training, threat, tuning, compute or Compute())
+    lesson = _lesson(wrapped, training, threat, tuning, compute or Compute(), features or Features())
     key = _key(lesson)
     folder = place / f"{model}_{tuning.name}-{key}"
     result = _read(folder, lesson, key)
@@ -141,7 +144,9 @@ def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:
     return replace(wrapped, classifier=classifier, base=base, prototypes_from=told)
 
 
-def _lesson(wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, compute: Compute) -> Lesson:
+def _lesson(
+    wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning, compute: Compute, features: Features
+) -> Lesson:
     dataset = training.dataset.name
     if training.split != "train":
         raise UsageProblem(
@@ -157,7 +162,7 @@ def _lesson(wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuni
             next_step="give --threat-model Linf and --eps, or leave --recipe out",
         )
     precision = precision_on(wrapped.classifier.prototypes.device, tuning.recipe)
-    return Lesson(wrapped.classifier, training, threat, tuning, precision, compute.at_once)
+    return Lesson(wrapped.classifier, training, threat, tuning, precision, compute.at_once, features)
 
 
 def _key(lesson: Lesson) -> str:

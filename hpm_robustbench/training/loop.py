@@ -22,9 +22,10 @@ from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.batches import Batch, Batches
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.draws import drawn
+from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.inner import attacked
 from hpm_robustbench.training.interruption import Interruption
-from hpm_robustbench.training.learner import Learner, features_as_images, trainable
+from hpm_robustbench.training.learner import Learner, trainable
 from hpm_robustbench.training.measure import accuracy
 from hpm_robustbench.training.memory import fitting
 from hpm_robustbench.training.objective import Objective
@@ -49,6 +50,7 @@ class Lesson:
         tuning: recipe, control and seed.
         precision: of the network's passes.
         at_once: images that pass through the network together; by default the whole batch.
+        features: of the training images, for the recipes that train on nothing else.
     """
 
     classifier: HPMClassifier
@@ -57,6 +59,7 @@ class Lesson:
     tuning: Tuning
     precision: torch.dtype = torch.float32
     at_once: int | None = None
+    features: Features = field(default_factory=Features)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Row numbers to train on and to measure on; the latter come from every part of the set."""
@@ -94,7 +97,7 @@ class Loop:
         self._held_out = lesson.training.take(held.tolist()) if len(held) else None
         images, labels, rows, backbone = lesson.training.images, lesson.training.labels, learning, None
         if self._recipe.from_features:
-            images, labels, rows = features_of(lesson), labels[learning], torch.arange(len(learning))
+            images, labels, rows = lesson.features.of(lesson), labels[learning], torch.arange(len(learning))
             backbone = nn.Flatten()
         self.batches = Batches(images, labels, rows, lesson.tuning, device)
         self.steps = self._recipe.epochs * self.batches.per_epoch
@@ -261,17 +264,6 @@ class Loop:
             got=got,
             next_step="lower the learning rate, with --tune learning_rate=...; the last good checkpoint is kept",
         )
-
-
-def features_of(lesson: Lesson) -> Tensor:
-    """What the fixed backbone makes of the images to train on, in their order."""
-    frozen, (rows, _) = lesson.classifier, lesson.rows()
-    images, device = lesson.training.images, frozen.prototypes.device
-    _, features = fitting(
-        lesson.tuning.recipe.batch_size,
-        lambda at_once: features_as_images(frozen.backbone, images, rows, at_once, device),
-    )
-    return features
 
 
 def _averaged(learner: Learner, steps: float) -> AveragedModel | None:

@@ -19,8 +19,9 @@ from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
+from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
-from hpm_robustbench.training.loop import Lesson, Loop, features_of
+from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
 LINF = ThreatModel.parse("Linf", "0.1")
@@ -187,7 +188,7 @@ def test_memory_that_ends_before_the_first_step_halves_what_passes_together(wrap
 
 def test_features_that_do_not_fit_into_memory_are_computed_of_fewer_images_at_once(wrapped, digits) -> None:
     asked = Lesson(wrapped.classifier, digits, LINF, Tuning(find_recipe("head")))
-    whole, met = features_of(asked), []
+    whole, met = Features().of(asked), []
 
     def small_device(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         met.append(len(inputs[0]))
@@ -195,5 +196,5 @@ def test_features_that_do_not_fit_into_memory_are_computed_of_fewer_images_at_on
             raise torch.OutOfMemoryError("no room for more than 50 images")
 
     wrapped.classifier.backbone.register_forward_pre_hook(small_device)
-    torch.testing.assert_close(features_of(asked), whole)
+    torch.testing.assert_close(Features().of(asked), whole)
     assert met == [128, 64, 32, 32, 32, 32, 16]

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.model_card import place, read_card
 from hpm_robustbench.pipeline import Case, evaluate, fine_tune, prepare, screen
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training import features
+from hpm_robustbench.training.learner import features_as_images
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import builtin_specs
 
@@ -96,6 +100,21 @@ def test_controls_are_loaded_when_their_turn_comes_and_then_forgotten(options: R
     assert len(loaded) == len(Control)
     assert max(alive) <= 1, "only the one before may still be on trial"
     assert not any(classifier() for classifier in loaded)
+
+
+def test_a_head_and_its_controls_learn_from_features_that_are_computed_once(
+    options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        computed.append(arguments)
+        return features_as_images(*arguments)
+
+    monkeypatch.setattr(features, "features_as_images", counted)
+    made = fine_tune(SPEC, replace(options, output=tmp_path), TUNING.with_controls())
+    assert len({kept.folder for kept in made}) == 5
+    assert len(computed) == 1
 
 
 @pytest.mark.parametrize("control", [None, Control.LEAVE_ONE_OUT])
