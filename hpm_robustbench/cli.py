@@ -183,12 +183,17 @@ def show(model: str, dataset: str | None, threat_model: str | None, form: str) -
 @_output
 @_format
 def status(output: Path, form: str) -> None:
-    """Show how far each run is."""
+    """Show how far each run and each fine-tuning is."""
     from hpm_robustbench.ledger.journal import overview
     from hpm_robustbench.report import render_rows
+    from hpm_robustbench.training.status import trainings
 
-    rows = overview(output / "runs")
-    click.echo(_json(rows) if form == "json" else render_rows(rows, empty=f"no runs in {output / 'runs'}"))
+    runs, trained = overview(output / "runs"), trainings(output / "finetuned")
+    if form == "json":
+        click.echo(_json([*runs, *trained]))
+        return
+    tables = [render_rows(runs, empty=f"no runs in {output / 'runs'}"), render_rows(trained, empty="")]
+    click.echo("\n\n".join(filter(None, tables)))
 
 
 @cli.group()

@@ -19,7 +19,7 @@ MODULES = {
 }
 TORCH_FREE = (
     *("errors", "threat", "cli", "options", "finetune", "push", "report", "zoo", "ledger", ""),
-    *("hpm.config", "data.known", "training.recipe"),
+    *("hpm.config", "data.known", "training.recipe", "training.status"),
 )
 FRONT = ("training", "hub", "pipeline", "planning", "images", "run_options")
 """What only the line from a spec to a card, and its callers, may use."""
@@ -99,7 +99,9 @@ def test_nobody_imports_the_command_line() -> None:
     assert [m for m in MODULES if f"{NAME}.cli" in imports_of(m)] == [f"{NAME}.__main__"]
 
 
-@pytest.mark.parametrize("module", ["cli", "report", "zoo.catalog", "ledger.leaderboard", "ledger.journal"])
+@pytest.mark.parametrize(
+    "module", ["cli", "report", "zoo.catalog", "ledger.leaderboard", "ledger.journal", "training.status"]
+)
 def test_a_fresh_interpreter_agrees(module: str) -> None:
     code = f"import sys, {NAME}.{module}; sys.exit(int(any(h in sys.modules for h in {HEAVY!r})))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,13 +14,14 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts finished (shard, step) pairs of one run; used as a context."""
+    """Counts what is finished of something long, by default (shard, step) pairs of one run; used as a context."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done, self._calls = title, total, 0, 0
+    def __init__(self, title: str, total: int, *, done: int = 0, counted: str = "steps written") -> None:
+        self._title, self._total, self._done, self._calls = title, total, done, 0
+        self._counted = counted
         self._label = ""
         self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, desc=title, disable=None, file=sys.stderr, leave=False)
+        self._bar = tqdm(total=total, initial=done, desc=title, disable=None, file=sys.stderr, leave=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -39,6 +40,11 @@ class Progress:
         if self._bar.disable and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._say(f"{self._label}, {self._calls} model calls")
 
+    def advance(self) -> None:
+        """One more is done, of so many that a line for each would be a flood: the next tick tells of it."""
+        self._done += 1
+        self._bar.update()
+
     def finish(self, percent: float, what: str = "left to attack") -> None:
         """A step is written down, after which ``percent`` of its shard's rows are what ``what`` says."""
         self._done += 1
@@ -47,5 +53,5 @@ class Progress:
             self._say(f"{self._label} done, {percent:.1f} % of the shard {what}")
 
     def _say(self, what: str) -> None:
-        log.info("%s: %d/%d steps written; %s", self._title, self._done, self._total, what)
+        log.info("%s: %d/%d %s; %s", self._title, self._done, self._total, self._counted, what)
         self._last_line = time.monotonic()

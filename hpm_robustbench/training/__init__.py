@@ -11,6 +11,7 @@
     interruption    Ctrl-C between two steps, never inside one
     finetuned   the folder of a finished classifier          finetuned/<model>_<recipe>-<key>/
     summary     what a terminal shows of it
+    status      how far each training is                 no torch
 
 ``batches`` and ``draws`` say what comes when, ``optimiser`` how far a step goes, ``measure`` how good the classifier
 is by then, ``compute`` and ``memory`` what the machine allows;

@@ -112,6 +112,7 @@ class _Trained(NamedTuple):
 
     result: Result
     compute: dict[str, Any]
+    steps: int
 
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> _Trained:
@@ -119,8 +120,8 @@ def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> _Trained
     loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
     compiled = compute.compiled and loop.with_what_fits(lambda x: compile_if_faster(loop.learner, x))
     result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
-    used = {"at_once": loop.progress.at_once, "compiled": compiled, "threads": torch.get_num_threads()}
-    return _Trained(result, used)
+    used = {"at_once": loop.position.at_once, "compiled": compiled, "threads": torch.get_num_threads()}
+    return _Trained(result, used, loop.steps)
 
 
 def _unfinished(model: str, tuning: Tuning, folder: Path) -> UsageProblem:
@@ -196,7 +197,7 @@ def _write(folder: Path, model: str, lesson: Lesson, key: str, trained: _Trained
     write_atomic(folder / "curves.svg", render_curves(result.curves, title))
     write_atomic(folder / "classifier.json", json.dumps(facts, indent=1) + "\n")
     curves = [point.model_dump() for point in result.curves]
-    saved = Saved(result.classifier.state_dict(), {"key": key, "curves": curves})
+    saved = Saved(result.classifier.state_dict(), {"key": key, "curves": curves, "steps": trained.steps})
     write_saved(folder / "classifier.safetensors", saved)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import Diverged
+from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
 from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Batching, ThreatModel
@@ -78,7 +79,7 @@ class Result(NamedTuple):
 
 
 @dataclass
-class Progress:
+class Position:
     """Where the loop is; with the tensors, all that a checkpoint holds."""
 
     at_once: int
@@ -107,7 +108,8 @@ class Loop:
         self._optimiser = make_optimiser(self.learner, self._recipe) if self.steps else None
         self._average = _averaged(self.learner, self._recipe.average_share * self.steps)
         self._assigned = torch.zeros(len(classifier.prototypes), dtype=torch.int64, device=device)
-        self.progress = Progress(lesson.at_once or 2 * self._recipe.batch_size)
+        self._progress: Progress | None = None
+        self.position = Position(lesson.at_once or 2 * self._recipe.batch_size)
 
     def run(self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0) -> Result:
         """Train to the end, from a checkpoint of this ``key`` if there is one.
@@ -127,16 +129,18 @@ class Loop:
         saved = None if checkpoint is None else read_saved(checkpoint, key)
         if saved is not None:
             self._restore(saved)
-            log.info("continuing %s after step %d of %d", self.lesson.tuning.name, self.progress.step, self.steps)
-        if not self.progress.curves:
-            self._measure(Point(epoch=0))
-        self._step_to_the_end(checkpoint, key, every)
-        return Result(self.deployed().freeze(), tuple(self.progress.curves))
+            log.info("continuing %s after step %d of %d", self.lesson.tuning.name, self.position.step, self.steps)
+        name, done = self.lesson.tuning.name, self.position.step
+        with Progress(name, self.steps, done=done, counted="steps") as self._progress:
+            if not self.position.curves:
+                self._measure(Point(epoch=0))
+            self._step_to_the_end(checkpoint, key, every)
+        return Result(self.deployed().freeze(), tuple(self.position.curves))
 
     def _step_to_the_end(self, checkpoint: Path | None, key: str, every: float) -> None:
         written = time.monotonic()
         with Interruption() as interruption:
-            while self.progress.step < self.steps:
+            while self.position.step < self.steps:
                 self.step()
                 stopping = interruption.came
                 if checkpoint is not None and (stopping or time.monotonic() - written >= every):
@@ -148,30 +152,33 @@ class Loop:
     def step(self) -> None:
         """Attack one batch, lower its loss, let prototypes and averages follow; after an epoch, measure."""
         assert self._optimiser is not None, "a recipe without steps takes none"
-        batch = self.batches[self.progress.step]
-        objective = Objective(self.learner, self.lesson.tuning, batch.labels, batch.lender)
-        self.progress.at_once, (loss, seen) = fitting(
-            self.progress.at_once, lambda at_once: self._gradients(objective, batch, at_once)
+        batch = self.batches[self.position.step]
+        objective = Objective(self.learner, self.lesson.tuning, batch.labels, batch.lender, self._tick)
+        self._begin(f"epoch {self.position.step // self.batches.per_epoch + 1} of {self._recipe.epochs}")
+        self.position.at_once, (loss, seen) = fitting(
+            self.position.at_once, lambda at_once: self._gradients(objective, batch, at_once)
         )
-        set_learning_rate(self._optimiser, learning_rate(self._recipe, self.progress.step, self.steps))
+        set_learning_rate(self._optimiser, learning_rate(self._recipe, self.position.step, self.steps))
         self._optimiser.step()
         self.learner.project()
         self._follow(objective, seen)
-        self.progress.loss_sum += loss
-        self.progress.step += 1
-        if self.progress.step % self.batches.per_epoch == 0:
+        self.position.loss_sum += loss
+        self.position.step += 1
+        if self._progress is not None:
+            self._progress.advance()
+        if self.position.step % self.batches.per_epoch == 0:
             self._end_epoch()
 
     def with_what_fits(self, prepare: Callable[[Tensor], T]) -> T:
         """Do something with as many images of the first batch as pass through the network together, or as fit."""
         x = self.batches[0].x
-        self.progress.at_once, done = fitting(self.progress.at_once, lambda at_once: prepare(x[:at_once]))
+        self.position.at_once, done = fitting(self.position.at_once, lambda at_once: prepare(x[:at_once]))
         return done
 
     def _gradients(self, objective: Objective, batch: Batch, at_once: int) -> tuple[float, Embedding]:
         """Put gradients of the batch's loss in place; return the loss, and the embedding that it was computed from."""
         self.learner.zero_grad(set_to_none=True)
-        start = drawn(self.lesson.tuning.seed, "start", self.progress.step)
+        start = drawn(self.lesson.tuning.seed, "start", self.position.step)
         moved = attacked(objective, batch.x, self.lesson.threat, start, at_once)
         shown = torch.cat([batch.x, moved]) if objective.two_passes else moved
         loss, seen = backward(self.learner.embed, shown, objective.loss, at_once)
@@ -193,24 +200,39 @@ class Loop:
         unsupported = (self._assigned == 0).nonzero().squeeze(1).tolist()
         if unsupported:
             log.warning("no training image was put into the classes %s: no batch prototype", _listed(unsupported))
-        number = self.progress.step // self.batches.per_epoch
-        loss = self.progress.loss_sum / self.batches.per_epoch
+        number = self.position.step // self.batches.per_epoch
+        loss = self.position.loss_sum / self.batches.per_epoch
         self._measure(Point(epoch=number, loss=loss, unsupported=unsupported))
-        self.progress.loss_sum = 0.0
+        self.position.loss_sum = 0.0
         self._assigned.zero_()
 
+    def _begin(self, label: str) -> None:
+        if self._progress is not None:
+            self._progress.begin(label)
+
+    def _tick(self) -> None:
+        if self._progress is not None:
+            self._progress.tick()
+
     def _measure(self, point: Point) -> None:
+        self._begin(f"measuring after epoch {point.epoch}")
         lesson, held_out = self.lesson, self._held_out
         # An attack in every epoch would cost many times the training of a head on ready features.
         under_attack = not self._recipe.from_features or point.epoch in (0, self._recipe.epochs)
         _, measured = fitting(
-            self.progress.at_once,
+            self.position.at_once,
             lambda at_once: accuracy(
-                self.deployed(), held_out, lesson.threat, lesson.tuning, at_once, under_attack=under_attack
+                self.deployed(),
+                held_out,
+                lesson.threat,
+                lesson.tuning,
+                at_once,
+                under_attack=under_attack,
+                tick=self._tick,
             ),
         )
-        self.progress.curves.append(point.model_copy(update=measured._asdict()))
-        log.info("%s: %s", self.lesson.tuning.name, self.progress.curves[-1])
+        self.position.curves.append(point.model_copy(update=measured._asdict()))
+        log.info("%s: %s", self.lesson.tuning.name, self.position.curves[-1])
 
     @torch.no_grad()
     def deployed(self) -> HPMClassifier:
@@ -234,10 +256,10 @@ class Loop:
         if self._optimiser is not None:
             tensors |= {f"optimiser.{name}": tensor for name, tensor in tensors_of(self._optimiser).items()}
         tensors["assigned"] = self._assigned
-        progress = self.progress
-        curves = [point.model_dump() for point in progress.curves]
-        facts = {"at_once": progress.at_once, "step": progress.step, "loss_sum": progress.loss_sum, "curves": curves}
-        return Saved(tensors, {"key": key, **facts})
+        position = self.position
+        curves = [point.model_dump() for point in position.curves]
+        facts = {"at_once": position.at_once, "step": position.step, "loss_sum": position.loss_sum, "curves": curves}
+        return Saved(tensors, {"key": key, "steps": self.steps, **facts})
 
     def _restore(self, saved: Saved) -> None:
         parts: dict[str, dict[str, Tensor]] = {"learner": {}, "average": {}, "optimiser": {}}
@@ -251,16 +273,16 @@ class Loop:
         if self._optimiser is not None:
             restore(self._optimiser, parts["optimiser"])
         self._assigned.copy_(saved.tensors["assigned"])
-        facts = {name: value for name, value in saved.facts.items() if name not in ("key", "curves")}
-        self.progress = Progress(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
+        facts = {name: value for name, value in saved.facts.items() if name not in ("key", "steps", "curves")}
+        self.position = Position(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
         asked = self.lesson.at_once
-        if asked is not None and asked < self.progress.at_once:
-            log.info("from now on %d images at once as asked for, %d before", asked, self.progress.at_once)
-            self.progress.at_once = asked
+        if asked is not None and asked < self.position.at_once:
+            log.info("from now on %d images at once as asked for, %d before", asked, self.position.at_once)
+            self.position.at_once = asked
 
     def _diverged(self, got: str) -> Diverged:
         return Diverged(
-            wanted=f"a finite step {self.progress.step + 1} of {self.steps} of {self.lesson.tuning.name}",
+            wanted=f"a finite step {self.position.step + 1} of {self.steps} of {self.lesson.tuning.name}",
             got=got,
             next_step="lower the learning rate, with --tune learning_rate=...; the last good checkpoint is kept",
         )

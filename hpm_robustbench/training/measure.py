@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,8 +35,12 @@ def accuracy(
     at_once: int,
     *,
     under_attack: bool = True,
+    tick: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """Of a classifier, or of its FC head if the control says that it answers; the classifier ends up frozen, SOLO."""
+    """Of a classifier, or of its FC head if the control says that it answers; the classifier ends up frozen, SOLO.
+
+    ``tick`` is called with every answer.
+    """
     if held_out is None:
         return Accuracy(None, None)
     classifier.batching = Batching.SOLO
@@ -47,7 +52,7 @@ def accuracy(
     clean = robust = 0
     for number, rows in enumerate(torch.split(torch.arange(len(held_out)), tuning.recipe.batch_size)):
         x, y = (tensor[rows].to(classifier.prototypes.device) for tensor in (held_out.images, held_out.labels))
-        objective = Objective(learner, replace(tuning, recipe=attack), y)
+        objective = Objective(learner, replace(tuning, recipe=attack), y, tick=tick)
         moved = attacked(objective, x, threat, drawn(tuning.seed, "measure", number), at_once)
         right, stands = (_right(objective, images, at_once) for images in (x, moved))
         clean, robust = clean + int(right.sum()), robust + int((right & stands).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,17 +15,22 @@ from hpm_robustbench.training.learner import Learner
 from hpm_robustbench.training.recipe import Control, Tuning
 
 
+def _nobody_waits() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Objective:
     """The losses of one batch: its labels, and under the control ``shuffled`` which image lends whom its membership.
 
-    ``lender`` is a permutation of the batch, or None.
+    ``lender`` is a permutation of the batch, or None. ``tick`` is called with every answer.
     """
 
     learner: Learner
     tuning: Tuning
     labels: Labels
     lender: Labels | None = None
+    tick: Callable[[], None] = _nobody_waits
 
     @property
     def two_passes(self) -> bool:
@@ -35,6 +41,7 @@ class Objective:
 
     def answer(self, embedding: Embedding, view: str = "ste") -> Logits:
         """The logits of what is trained, or of the view of it that the attack sees."""
+        self.tick()
         if view == "fc" or self.tuning.control is Control.FC:
             return embedding.logits
         if self.lender is not None:

@@ -183,7 +183,7 @@ def test_memory_that_ends_before_the_first_step_halves_what_passes_together(wrap
 
     loop.with_what_fits(lambda x: prefer_channels_last(Classifier(1, 1), x.to("meta")))
     assert met == [48, 24, 12]
-    assert loop.progress.at_once == 12
+    assert loop.position.at_once == 12
 
 
 def test_features_that_do_not_fit_into_memory_are_computed_of_fewer_images_at_once(wrapped, digits) -> None:

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import Diverged
+from hpm_robustbench.evaluation import progress
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.threat import Batching, ThreatModel
-from hpm_robustbench.training.checkpoint import read_saved
+from hpm_robustbench.training.checkpoint import read_saved, write_saved
+from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.draws import drawn
+from hpm_robustbench.training.finetuned import finetune_once
 from hpm_robustbench.training.interruption import Interruption
 from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
+from hpm_robustbench.training.status import trainings
 
 LINF = ThreatModel.parse("Linf", "0.1")
 
@@ -137,7 +143,7 @@ def test_running_out_of_memory_changes_no_more_than_rounding(wrapped, digits, qu
     cramped.learner.classifier.embed = small_device  # type: ignore[method-assign]
     for _ in range(2):
         cramped.step()
-    assert cramped.progress.at_once == 16
+    assert cramped.position.at_once == 16
     reference = Loop(lesson(wrapped, digits, quick))
     for _ in range(2):
         reference.step()
@@ -150,7 +156,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(wrapped, digits, quick, tm
     step = loop.step
 
     def poisoned() -> None:
-        if loop.progress.step == 3:
+        if loop.position.step == 3:
             with torch.no_grad():
                 next(loop.learner.classifier.fc.parameters()).fill_(float("nan"))
         step()
@@ -174,6 +180,41 @@ def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
     assert 4 in result.curves[-1].unsupported
 
 
+def test_who_waits_is_told_where_a_training_is_also_inside_a_step(
+    wrapped, digits, quick, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level(logging.INFO):
+        Loop(lesson(wrapped, digits, quick)).run()
+    told = " | ".join(caplog.messages)
+    for line in (
+        "0/6 steps; measuring after epoch 0, 1 model calls",
+        "0/6 steps; epoch 1 of 3, 1 model calls",
+        "0/6 steps; epoch 1 of 3, 2 model calls",
+        "3/6 steps; epoch 2 of 3, 1 model calls",
+        "6/6 steps; measuring after epoch 3, 1 model calls",
+    ):
+        assert f"{quick.name}: {line}" in told
+
+
+def test_status_tells_of_what_is_finished_and_what_is_not(wrapped, digits, quick, tmp_path: Path) -> None:
+    place = tmp_path / "finetuned"
+    whole = finetune_once("Small", wrapped, digits, LINF, Tuning(quick), place, Compute()).folder
+    loop = Loop(lesson(wrapped, digits, quick))
+    loop.step()
+    write_saved(place / "other/checkpoint.safetensors", loop._saved("k"))
+    (place / "torn").mkdir()
+    (place / "torn/checkpoint.safetensors").write_bytes(b"\xff" * 20)
+    assert trainings(place) == [
+        {"training": whole.name, "steps": "6/6", "state": "finished"},
+        {"training": "other", "steps": "1/6", "state": "unfinished"},
+    ]
+    assert trainings(tmp_path / "nowhere") == []
+    told = CliRunner().invoke(cli, ["status", "--output", str(tmp_path)], catch_exceptions=False).output
+    assert "no runs in" in told
+    assert [whole.name, "6/6", "finished"] in [line.split() for line in told.splitlines()]
+
+
 @pytest.mark.parametrize(("asked", "used"), [(16, 16), (None, 48), (64, 48)])
 def test_a_continued_training_takes_fewer_images_at_once_if_asked_to(
     wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: int | None, used: int
@@ -183,7 +224,7 @@ def test_a_continued_training_takes_fewer_images_at_once_if_asked_to(
     second = Loop(lesson(wrapped, digits, quick, at_once=asked))
     with caplog.at_level(logging.INFO):
         second.run(path, key="k")
-    assert second.progress.at_once == used
+    assert second.position.at_once == used
     assert ("16 images at once as asked for, 48 before" in caplog.text) == (asked == 16)
 
 
@@ -201,7 +242,7 @@ def test_a_signal_inside_a_step_leaves_a_checkpoint_of_the_whole_step(
     gradients = first._gradients
 
     def interrupted(*arguments):
-        if first.progress.step == 2:
+        if first.position.step == 2:
             signal.raise_signal(number)
         return gradients(*arguments)
 
@@ -247,7 +288,7 @@ def test_a_loop_that_was_cut_off_continues_bit_for_bit(wrapped, digits, quick, t
     step = first.step
 
     def cut_off() -> None:
-        if first.progress.step == 3:
+        if first.position.step == 3:
             raise KeyboardInterrupt
         step()
 
