@@ -25,6 +25,7 @@ class ExampleSet:
     """Images and labels of one split, checked once, so that nobody downstream has to.
 
     ``images``: float32 in [0, 1], N C H W in the dataset's shape. ``labels``: int64 in [0, K). At least one row.
+    ``cut_from``: how many images the split holds, where these are the first of them for want of room.
 
     Raises:
         InvalidInput: anything else; the message names the first bad row.
@@ -35,6 +36,7 @@ class ExampleSet:
     # Plain tensors here: only what passed the checks below has the shapes that the rest of the house relies on.
     images: Tensor
     labels: Tensor
+    cut_from: int | None = None
 
     def __post_init__(self) -> None:
         _check_images(self.dataset, self.images)
@@ -85,11 +87,15 @@ class ExampleSet:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset that can be read: always test images, sometimes training images; no image is kept here."""
+    """A dataset that can be read: always test images, sometimes training images; no image is kept here.
+
+    ``count_train`` tells how many training images there are, where that is known without decoding them.
+    """
 
     dataset: Dataset
     read_test: Read
     read_train: Read | None = None
+    count_train: Callable[[], int] | None = None
 
     def test(self, n: int | None = None, *, at_most: int | None = None) -> ExampleSet:
         """The test split, or only its first ``n`` rows, in an order that never changes.

@@ -66,6 +66,7 @@ def open_folder(name: str, folder: Path, preprocessing: str | None = None) -> Da
         dataset,
         partial(_read, test, dataset.image_shape, prepare),
         partial(_read, train, dataset.image_shape, prepare) if train else None,
+        (lambda: len(listing(train))) if train else None,
     )
 
 

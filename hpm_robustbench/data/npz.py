@@ -46,6 +46,7 @@ def open_npz(name: str, path: Path) -> DataSource:
         dataset,
         partial(_read, path, test, dataset.image_shape),
         partial(_read, path, train, dataset.image_shape) if train else None,
+        partial(_count, path, train[1]) if train else None,
     )
 
 
@@ -62,6 +63,11 @@ def _read(path: Path, names: tuple[str, str], shape: Shape, n: int | None) -> Pa
     with _opened(path) as archive:
         images, labels = (archive[name] for name in names)
     return images_from_array(images[:n], shape), labels_from_array(labels[:n])
+
+
+def _count(path: Path, labels: str) -> int:
+    with _opened(path) as archive:
+        return len(archive[labels])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from hpm_robustbench.data.examples import DataSource, ExampleSet
@@ -41,11 +42,17 @@ def select(source: DataSource, n_ex: int) -> Selection:
         chosen = _from_test_alone(source, n_ex, room)
     else:
         evaluated = source.test(at_most=n_ex)
-        chosen = Selection(evaluated, _apart(training, evaluated))
+        chosen = Selection(evaluated, _apart(_counted(training, source, room), evaluated))
     _check_classes(chosen)
     if len(chosen.training) == room:
         log.info("prototypes come from the first %d %s images, which fill the room", room, chosen.training.split)
     return chosen
+
+
+def _counted(training: ExampleSet, source: DataSource, room: int) -> ExampleSet:
+    """The same images, which know how many there are if the room is full and did not take them all."""
+    n = source.count_train() if source.count_train is not None and len(training) == room else room
+    return replace(training, cut_from=n) if n > room else training
 
 
 def _check_classes(chosen: Selection) -> None:
@@ -68,7 +75,7 @@ def _apart(training: ExampleSet, evaluated: ExampleSet) -> ExampleSet:
             got=f"{len(training)} that are all among the {len(evaluated)} evaluated",
             next_step="give other training images, or none",
         )
-    return training if len(others) == len(training) else training.take(others)
+    return training if len(others) == len(training) else replace(training.take(others), cut_from=training.cut_from)
 
 
 def _from_test_alone(source: DataSource, n_ex: int, room: int) -> Selection:

@@ -233,6 +233,10 @@ def _course(lesson: Lesson, curves: Sequence[Point]) -> FineTuning:
         fallen = f"from {first.clean:.2%} to {last.clean:.2%}"
         whose = "held-out training images, which the base model may have been trained on,"
         reports.append(f"On {whose} clean accuracy fell {fallen}, by more than {bound:.2%}.")
+    there = lesson.training.cut_from
+    if there is not None:
+        n = len(lesson.rows()[0])
+        reports.append(f"Trained on {n} of the set's {there} images: no more were read, to fit into memory.")
     present = torch.bincount(lesson.training.labels, minlength=lesson.training.dataset.n_classes)
     absent = (present == 0).nonzero().squeeze(1).tolist()
     if absent:

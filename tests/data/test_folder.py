@@ -53,6 +53,7 @@ def test_train_and_test_folders_are_splits(tmp_path):
     source = open_dataset("letters", data=tmp_path)
     assert sorted(source.test().labels.tolist()) == [0, 1, 1, 1]
     assert sorted(source.train().labels.tolist()) == [0, 0, 1]
+    assert source.count_train() == 3
 
 
 def test_training_classes_must_be_the_test_classes(tmp_path):

@@ -34,6 +34,7 @@ def test_an_unknown_name_takes_classes_and_shape_from_the_arrays(tmp_path):
     assert np.array_equal((test.images * 255).round().numpy(), X.transpose(0, 3, 1, 2))
     assert test.labels.tolist() == Y.tolist()
     assert train.labels.tolist() == [0, 4]
+    assert source.count_train() == 2
     assert test.images.is_contiguous()
     assert source.test(2).fingerprint == test.head(2).fingerprint
 
@@ -42,6 +43,7 @@ def test_x_and_y_are_a_test_split_without_training_images(tmp_path):
     source = open_dataset("flowers", data=archive(tmp_path, x=X, y=Y))
     assert len(source.test()) == 6
     assert source.train() is None
+    assert source.count_train is None
 
 
 @settings(max_examples=25, deadline=None)

@@ -55,6 +55,15 @@ def test_without_training_images_the_rest_of_the_test_images_serves() -> None:
         select(DataSource(DATASET, Reader(50)), 40)
 
 
+@pytest.mark.parametrize(("held", "cut_from"), [(40, 40), (20, None)])
+def test_training_images_know_how_many_there_were_where_the_room_did_not_take_them_all(
+    monkeypatch: pytest.MonkeyPatch, held: int, cut_from: int | None
+) -> None:
+    monkeypatch.setattr(selection, "_MOST_BYTES", 20 * ONE_IMAGE)
+    _, training = select(DataSource(DATASET, Reader(5), Reader(held, first=100), lambda: held), 5)
+    assert (len(training), training.cut_from) == (20, cut_from)
+
+
 @pytest.mark.parametrize("with_train", [True, False])
 def test_prototypes_take_no_more_images_than_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, with_train: bool

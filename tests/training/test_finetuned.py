@@ -111,6 +111,15 @@ def test_lost_clean_accuracy_is_reported(wrapped, digits, quick, tmp_path: Path)
     )
 
 
+def test_how_many_of_the_images_were_trained_on_is_reported_where_not_all_were_read(
+    wrapped, digits, quick, tmp_path: Path
+) -> None:
+    small = Tuning(quick.with_knobs({"epochs": 0}))
+    of_many = finetuned(wrapped, replace(digits, cut_from=1797), small, tmp_path).course.reports
+    assert "Trained on 144 of the set's 1797 images: no more were read, to fit into memory." in of_many
+    assert not any("Trained on" in report for report in finetuned(wrapped, digits, small, tmp_path).course.reports)
+
+
 def test_training_images_that_are_not_there_are_named(wrapped, digits, quick, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match=r"training images of digits.*x_train and y_train.*train/"):
         finetuned(wrapped, replace(digits, split="test"), Tuning(quick), tmp_path)
