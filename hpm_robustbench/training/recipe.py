@@ -128,7 +128,7 @@ class Recipe(BaseModel):
             raise UsageProblem(
                 wanted=f"a value for {first['loc'][0]} that a recipe can have",
                 got=f"{first['input']!r}: {first['msg']}",
-                next_step=f"write --tune {first['loc'][0]}={self.model_dump()[str(first['loc'][0])]}, for example",
+                next_step=f"write --tune {first['loc'][0]}={_text(self.to_json()[str(first['loc'][0])])}, for example",
             ) from error
         origin = self.known
         if changed.model_copy(update={"name": origin.name}) == origin:

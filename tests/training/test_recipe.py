@@ -64,6 +64,14 @@ def test_a_value_that_cannot_be_is_refused_by_name(knob: str, value: str) -> Non
         find_recipe("uniform-v1").with_knobs({knob: value})
 
 
+def test_the_value_that_is_suggested_is_one_that_is_taken() -> None:
+    recipe = find_recipe("uniform-v1")
+    with pytest.raises(UsageProblem, match=r"--tune learned=backbone,fc,tau, for example") as refused:
+        recipe.with_knobs({"learned": "backbone,foo"})
+    knob, _, value = refused.value.next_step.removeprefix("write --tune ").removesuffix(", for example").partition("=")
+    assert recipe.with_knobs({knob: value}) == recipe
+
+
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="epochs"):
         find_recipe("uniform-v1").with_knobs({"epoch": "1"})
