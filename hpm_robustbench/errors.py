@@ -40,12 +40,13 @@ class UsageProblem(HpmBenchError):
 
 
 class UnknownName(UsageProblem):
-    """A name that nobody registered; the message shows the nearest known ones."""
+    """A name that nobody registered; the message shows the nearest known ones, or those that contain it."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, next_step: str | None = None) -> None:
         known = sorted(known)
         folded = {candidate.casefold(): candidate for candidate in known}
         near = [folded[hit] for hit in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+        near = near or [candidate for candidate in known if name and name.casefold() in candidate.casefold()][:8]
         shown = near or known[:8]
         suggestion = f"did you mean {' or '.join(shown)}?" if near else f"known: {', '.join(shown) or 'none'}"
         super().__init__(

@@ -60,6 +60,8 @@ def test_a_track_the_model_is_not_on():
 
 
 def test_an_unknown_name_shows_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean Wong2020Fast"):
+        catalog().find("wong")
     with pytest.raises(UnknownName, match="did you mean Carmon2019Unlabeled") as caught:
         catalog().find("carmon2019unlabelled")
     assert caught.value.exit_code == 2
