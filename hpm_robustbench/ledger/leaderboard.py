@@ -10,6 +10,7 @@ leaderboard/corruptions.json, corruptions.csv              where there are cards
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.step_list import StepsOf
 from hpm_robustbench.zoo.from_robustbench import published_entries
 
+log = logging.getLogger(__name__)
+
 INDEX = "index.html"
 _PAGES = "*/*/*.html"
 _FOR_CORRUPTIONS = {"corruptions.json", "corruptions.csv"}
@@ -52,6 +55,8 @@ def build(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> Path:
         StorageProblem: ``out`` cannot be written.
     """
     files = render(cards_dir, msa)
+    if not _files(cards_dir):
+        log.warning("no model cards in %s, so the page is empty; hpm-bench run writes one, or name --output", cards_dir)
     for name, content in files.items():
         write_atomic(out / name, content)
     for page in sorted(out.glob(_PAGES)):
@@ -110,8 +115,12 @@ def _for_machines(name: str, lines: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def _files(cards_dir: Path) -> list[Path]:
+    return sorted(cards_dir.glob("*/*/*.json"))
+
+
 def _load(cards_dir: Path) -> list[ModelCard]:
-    cards = {path: read_card(path) for path in sorted(cards_dir.glob("*/*/*.json"))}
+    cards = {path: read_card(path) for path in _files(cards_dir)}
     for path, card in cards.items():
         if card.hpm_bench is None or card_path(card, cards_dir) != path:
             raise InvalidInput(

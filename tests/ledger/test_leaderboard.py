@@ -57,6 +57,13 @@ def test_the_committed_board_follows_from_the_committed_cards(golden, tmp_path):
     assert contents(tmp_path) == contents(golden / "leaderboard")
 
 
+def test_a_board_without_cards_says_so_and_what_to_do(tmp_path, caplog):
+    page = build(tmp_path / "model_cards", tmp_path / "leaderboard")
+    assert page.exists()
+    assert f"no model cards in {tmp_path / 'model_cards'}" in caplog.text
+    assert "hpm-bench run" in caplog.text
+
+
 def test_every_file_of_the_board(board):
     models = ["Better", "Wide", "Worse", "resnet4b_linf2"]
     pages = [f"cifar10/Linf/{model}.html" for model in models]
