@@ -16,7 +16,15 @@ import click
 
 from hpm_robustbench.errors import HpmBenchError
 from hpm_robustbench.finetune import finetune
-from hpm_robustbench.options import OF_A_MODEL, control, hpm_knobs, recipe_options, subject_options, work_options
+from hpm_robustbench.options import (
+    OF_A_MODEL,
+    control,
+    hpm_knobs,
+    published_model,
+    recipe_options,
+    subject_options,
+    work_options,
+)
 from hpm_robustbench.options import a_path as _path
 from hpm_robustbench.options import allow_global as _allow_global
 from hpm_robustbench.options import allow_license as _allow_license
@@ -51,6 +59,7 @@ def cli(quiet: bool) -> None:
 
 
 @cli.command()
+@published_model
 @subject_options
 @_both_spellings("batch_size", type=click.IntRange(min=1), default=250, help="Images an attack works on together.")
 @click.option(

@@ -8,13 +8,19 @@ from typing import Any
 import click
 
 from hpm_robustbench import options
+from hpm_robustbench.errors import UsageProblem
 
 
 @click.command()
+@options.base_model
 @options.subject_options
 @options.hpm_knobs
 @options.recipe_options("uniform-v1")
-@click.option("--controls", is_flag=True, help="Train all four controls too, with the same budget, order and seed.")
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Train all four controls too, with the same budget, order and seed; the help of `hpm-bench run` lists them.",
+)
 @options.work_options
 @click.option("--at-once", type=click.IntRange(min=1), help="Images in memory together; by default the whole batch.")
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile where it is measured to be faster.")
@@ -38,6 +44,12 @@ def finetune(  # the options of one command
 
     The same command continues an interrupted training. `hpm-bench run` with the same --recipe puts the result on trial.
     """
+    if model is not None and model.startswith("hf:"):
+        raise UsageProblem(
+            wanted="the name of a base model, which is wrapped and then fine-tuned",
+            got=f"{model}, which is wrapped already",
+            next_step="fine-tune its base, as its config.json names it; hpm-bench run tries the published one as it is",
+        )
     import torch
 
     from hpm_robustbench.pipeline import fine_tune

@@ -56,13 +56,13 @@ allow_license = click.option(
 
 OF_A_MODEL = ("factory", "weights", "name", "head", "about", "dataset", "threat_model", "eps")
 """What ``request.chosen_spec`` makes a spec of, beside the model's name."""
+published_model = click.option(
+    "--model",
+    show_default=DIGITS_MODEL,
+    help="A model's name; see `hpm-bench list`. Or hf:owner/name@revision, where `hpm-bench push` has published one.",
+)
+base_model = click.option("--model", show_default=DIGITS_MODEL, help="A model's name; see `hpm-bench list`.")
 subject_options = together(
-    click.option(
-        "--model",
-        show_default=DIGITS_MODEL,
-        help="A model's name; see `hpm-bench list`. Or, to run it, hf:owner/name@revision, where `hpm-bench push` has "
-        "published one.",
-    ),
     click.option("--factory", help="Your own model: package.module:function that builds the untrained network."),
     click.option("--name", help="Your model's name on its card; the factory's by default."),
     click.option(
@@ -99,7 +99,9 @@ def recipe_options(default: str | None) -> Decorator:
 
 control = together(
     click.option(
-        "--control", help="Fine-tune in HPM's place: fc, static, shuffled or leave-one-out; see `hpm-bench finetune`."
+        "--control",
+        help="Fine-tune in HPM's place: fc (the FC head alone answers), static (dataset prototypes alone), shuffled "
+        "(memberships of other images of the batch) or leave-one-out (no image in its own batch prototype).",
     ),
     click.option("--controls", is_flag=True, help="Try all four controls too, to stand beside HPM on its card."),
 )

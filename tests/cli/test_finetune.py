@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+
+from hpm_robustbench.cli import cli
+from hpm_robustbench.errors import UsageProblem
 
 QUICK = ("--tune", "epochs=4", "--tune", "attack_steps=2", "--tune", "batch_size=50", "--n-ex", "20")
 
@@ -90,6 +94,18 @@ def test_a_wrong_recipe_or_knob_is_told_at_once(place, hpm_bench: Callable, tmp_
     unknown = hpm_bench(*arguments(place, tmp_path, "--recipe", "uniform"))
     assert unknown.code == 2
     assert "uniform-v1" in unknown.err
+
+
+def test_a_published_model_is_refused_with_the_way_that_there_is() -> None:
+    with pytest.raises(UsageProblem, match=r"name of a base model.*hf:me/one@main.*Next: fine-tune its base"):
+        cli.main(["finetune", "--model", "hf:me/one@main"], standalone_mode=False)
+
+
+def test_help_tells_what_each_control_is_and_which_models_are_taken() -> None:
+    run, finetune = (" ".join(CliRunner().invoke(cli, [name, "--help"]).output.split()) for name in ("run", "finetune"))
+    assert "fc (the FC head alone answers)" in run
+    assert "hf:owner/name@revision, where" in run
+    assert "hf:owner/name@revision, where" not in finetune
 
 
 def test_the_result_is_printed_as_json(place, hpm_bench: Callable, tmp_path: Path) -> None:
