@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from hpm_robustbench.errors import BatchCoupled, UnknownName
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, QUICK, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK, Step
 from hpm_robustbench.threat import Batching
-
-COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
-"""Standard AutoAttack, in its own order."""
 
 
 def standard(target: str) -> tuple[Step, ...]:

@@ -15,7 +15,7 @@ from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.indicators import Indicator, indicators, is_black_box, of_black_boxes, of_transfers
-from hpm_robustbench.ledger.plan import AUTOATTACK
+from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, Step
 from hpm_robustbench.ledger.provenance import Provenance, fates
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.ledger.statistics import proportion
@@ -232,6 +232,17 @@ class Evaluation(Block):
             raise ValueError("a step met other images than stood before it, or broke others than fell to it")
         if any(indicator.flag not in (None, *self.flags) for indicator in self._measured):
             raise ValueError("diagnostics raise a flag that is not among the flags")
+        return self
+
+    @model_validator(mode="after")
+    def _autoattack_comes_first(self) -> Evaluation:
+        counted = [step for step in self.steps if step.group == AUTOATTACK]
+        first = [Step(step.view, step.attack, step.group, step.parameters) for step in self.steps[: len(counted)]]
+        standard = [Step(self.target, attack, AUTOATTACK) for attack in COMPONENTS]
+        if counted and (first != standard or not self.batching.row_independent):
+            raise ValueError("AutoAttack is its four attacks on the target itself, before all others, each row alone")
+        if self.autoattack != (counted[-1].robust if counted else None):
+            raise ValueError("autoattack is not what stands after the steps of AutoAttack")
         return self
 
     @model_validator(mode="after")

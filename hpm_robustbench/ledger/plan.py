@@ -17,6 +17,8 @@ from hpm_robustbench.threat import Batching, Composition, Corruptions, Threat, T
 FORMAT = 1
 AUTOATTACK = "autoattack"
 """Group of the steps that together are standard AutoAttack on the target itself."""
+COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""The attacks of standard AutoAttack, in its own order."""
 MSA = "msa"
 """Group of the steps that the Mixed Surrogate Attack adds."""
 QUICK = "quick"

@@ -16,7 +16,16 @@ from hpm_robustbench.ledger.diagnostics import AtBudget, AtSteps, Diagnostics
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, build_corruption_card, write_card
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, CorruptionPlan, Examples, Plan, Step, corruption_steps
+from hpm_robustbench.ledger.plan import (
+    AUTOATTACK,
+    COMPONENTS,
+    MSA,
+    CorruptionPlan,
+    Examples,
+    Plan,
+    Step,
+    corruption_steps,
+)
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
 from hpm_robustbench.threat import Batching, Corruptions, ThreatModel
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
@@ -24,7 +33,6 @@ from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 N = 400
 TUNING = Tuning(find_recipe("uniform-v1"))
-COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NOTES = {"prototypes": "class means of all 50,000 training images, in evaluation mode"}
 
 

@@ -13,6 +13,7 @@ import pytest
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import ModelCard, write_card
 from hpm_robustbench.ledger.pages import web_address
+from hpm_robustbench.ledger.plan import AUTOATTACK
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -47,6 +48,8 @@ def poisoned(value: Any, text: str, key: str = "") -> Any:
     if key in CONSTRAINED:
         return value
     if isinstance(value, dict):
+        if value.get("group") == AUTOATTACK:  # what its steps are is no free text either, but for their names
+            return {**value, "name": text}
         free = key in {"notes", "software", "environment", "defence", "parameters"}
         return {f"{text}{k}" if free else k: poisoned(v, text, k) for k, v in value.items()}
     if isinstance(value, list):
@@ -63,7 +66,7 @@ def site_of(card, corrupted_card, tmp_path):
             for evaluation in data["hpm_bench"]["evaluations"]:
                 evaluation.pop("provenance", None)  # it would not fit steps that all have one name
             if each is card:
-                data["unreliable"] = text.startswith("AutoAttack may")
+                data["unreliable"] = True  # as its own step of AutoAttack says
             write_card(ModelCard.model_validate_json(json.dumps(data)), tmp_path / "cards")
         return build(tmp_path / "cards", tmp_path / "board").parent
 

@@ -57,7 +57,7 @@ def test_a_written_card_reads_back_equal(card, tmp_path):
     assert read_card(path).to_text() == path.read_text()
 
 
-SOLO = "hpm_bench.evaluations.1"
+SOLO, JOINT = "hpm_bench.evaluations.1", "hpm_bench.evaluations.2"
 BROKEN_CARDS = [
     ("clean_acc", "99.00", "clean_acc is '99.00', but hpm_bench says '77.75'"),
     ("external", None, "leave the key out instead of writing null"),
@@ -90,6 +90,13 @@ BROKEN_CARDS = [
     (f"{SOLO}.steps.6.robust", Metric.from_count(200, 400).model_dump(), "robust is not what stands"),
     (f"{SOLO}.steps.1.robust", Metric.from_count(300, 400).model_dump(), "more images stand after a step"),
     (f"{SOLO}.autoattack", Metric.from_count(5, 400).model_dump(), "a metric lies outside"),
+    (f"{SOLO}.autoattack", Metric.from_count(311, 400).model_dump(), "autoattack is not what stands after the steps"),
+    (f"{SOLO}.autoattack", None, "autoattack is not what stands after the steps"),
+    (f"{SOLO}.steps.3.group", "msa", "AutoAttack is its four attacks on the target itself"),
+    (f"{SOLO}.steps.4.group", "autoattack", "AutoAttack is its four attacks on the target itself"),
+    (f"{SOLO}.steps.0.view", "soft", "AutoAttack is its four attacks on the target itself"),
+    (f"{SOLO}.steps.1.parameters", {"n_iter": 1}, "AutoAttack is its four attacks on the target itself"),
+    (f"{JOINT}.steps.0.group", "autoattack", "AutoAttack is its four attacks on the target itself"),
 ]
 
 
