@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from hpm_robustbench.ledger import doubts
 from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
@@ -101,6 +102,24 @@ class StepSummary(Block):
     backward: Annotated[float, Field(ge=0)]
     flags: list[str]
 
+    @property
+    def black_box(self) -> bool:
+        """Whether it attacked without gradients."""
+        rounding = 0.005  # of passes per image, which a card tells with two decimals
+        return self.forward > 0 and is_black_box((self.backward - rounding) * self.robust.n, self.attempted)
+
+    @property
+    def doubts(self) -> list[str]:
+        """The flags that its own counts raise."""
+        return doubts.of_step(
+            self.attack,
+            self.broken,
+            self.invalid,
+            self.robust.n,
+            of_autoattack=self.group == AUTOATTACK,
+            black_box=self.black_box,
+        )
+
     @model_validator(mode="after")
     def _within_the_attempted(self) -> StepSummary:
         most = max(self.broken + self.invalid, self.fooled or 0)
@@ -176,15 +195,11 @@ class Evaluation(Block):
         """Indicators of attack failure, where they were measured; at the end, what the steps themselves show."""
         if self.diagnostics is None:
             return []
-        without_gradients = [(step.name, step.broken) for step in self.steps if self._is_black_box(step)]
+        without_gradients = [(step.name, step.broken) for step in self.steps if step.black_box]
         transferred = [(step.fooled, step.broken) for step in self.steps if step.fooled is not None]
         direct = any(step.view == self.target for step in self.steps)
         of_steps = [of_transfers(transferred, direct=direct), of_black_boxes(without_gradients, self.n)]
         return [*self._measured, *of_steps]
-
-    def _is_black_box(self, step: StepSummary) -> bool:
-        rounding = 0.005  # of passes per image, which a card tells with two decimals
-        return step.forward > 0 and is_black_box((step.backward - rounding) * self.n, step.attempted)
 
     @property
     def _measured(self) -> list[Indicator]:
@@ -226,7 +241,9 @@ class Evaluation(Block):
         if self.composition is not Composition.IID and self.batching is not Batching.JOINT:
             raise ValueError("only the batches of JOINT are composed")
         met = zip(cascade[:-1], self.steps, strict=True)
-        if self.batching.row_independent and any(
+        # Before there was provenance, a step of JOINT counted rows anew that had fallen before it.
+        counted_once = self.batching.row_independent or self.provenance is not None
+        if counted_once and any(
             (step.attempted, step.broken) != (before.count, before.count - step.robust.count) for before, step in met
         ):
             raise ValueError("a step met other images than stood before it, or broke others than fell to it")
@@ -244,6 +261,20 @@ class Evaluation(Block):
         if self.autoattack != (counted[-1].robust if counted else None):
             raise ValueError("autoattack is not what stands after the steps of AutoAttack")
         return self
+
+    @model_validator(mode="after")
+    def _flags_follow(self) -> Evaluation:
+        standing = [self.clean.count, *(step.robust.count for step in self.steps)]
+        autoattack = self.autoattack.count if self.autoattack else None
+        if not set(doubts.of_run(self.target, standing, autoattack, self.n)) <= set(self.flags):
+            raise ValueError("the counts of the steps raise a flag that is not among the flags")
+        if any(not self._asked_of(step) <= set(step.flags) for step in self.steps):
+            raise ValueError("the counts of a step raise a flag that is not among its flags")
+        return self
+
+    def _asked_of(self, step: StepSummary) -> set[str]:
+        """Flags without which a step is refused; before there was provenance, only AutoAttack's steps had any."""
+        return set(step.doubts) if self.provenance is not None or step.group == AUTOATTACK else set()
 
     @model_validator(mode="after")
     def _aggregates_fit(self) -> Evaluation:

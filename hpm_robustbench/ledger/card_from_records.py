@@ -7,19 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.ledger import doubts
 from hpm_robustbench.ledger.card_bench import SCHEMA_VERSION, HpmBench, Published, Verdict, Weights
-from hpm_robustbench.ledger.card_block import DOUBT, Target
+from hpm_robustbench.ledger.card_block import Target
 from hpm_robustbench.ledger.card_control import Control
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSummary, Threat
 from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
-from hpm_robustbench.ledger.indicators import indicators, is_black_box, overstates
+from hpm_robustbench.ledger.indicators import indicators
 from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.provenance import provenance_of
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
-from hpm_robustbench.ledger.transfers import TRANSFER, with_transfers
+from hpm_robustbench.ledger.transfers import with_transfers
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
 from hpm_robustbench.threat import Threat as AnyThreat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
@@ -192,8 +193,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         batch_worst=Metric.from_count(record.batch_worst(), record.n) if joint else None,
         flags=[
             *record[CLEAN].flags,
-            *_overstated(record),
-            *_unconverged(record),
+            *_doubted(record),
             *_aggregated(record),
             *_diagnosed(record),
         ],
@@ -227,7 +227,7 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
     before = _standing_before(record, step)
     met = Counter(v for v, stood in zip(result.verdict, before, strict=True) if stood)
     broken, invalid = met[RowVerdict.BROKEN], met[RowVerdict.INVALID]
-    return StepSummary(
+    summary = StepSummary(
         name=step.name,
         view=step.view,
         attack=step.attack,
@@ -240,8 +240,9 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         robust=Metric.of(record.standing(upto=step.name)),
         forward=round(result.forward / record.n, 2),
         backward=round(result.backward / record.n, 2),
-        flags=[*result.flags, *_doubts(step, result, met)],
+        flags=list(result.flags),
     )
+    return summary.model_copy(update={"flags": [*summary.flags, *summary.doubts]})
 
 
 def _standing_before(record: RunRecord, step: Step) -> list[bool]:
@@ -256,20 +257,11 @@ def _fooled(result: StepResult, before: Sequence[bool]) -> int | None:
     return sum(bool(fooled) and stood for fooled, stood in zip(result.fooled, before, strict=True))
 
 
-def _overstated(record: RunRecord) -> list[str]:
-    """Whether other attacks show that AutoAttack's number is too high."""
-    later = sum(record.standing(AUTOATTACK)) - sum(record.standing()) if record.has_autoattack else 0
-    if not overstates(later, record.n):
-        return []
-    return [f"{DOUBT}: other attacks broke {later} images that it had left standing"]
-
-
-def _unconverged(record: RunRecord) -> list[str]:
-    """Whether the last step of HPM's protocol still won rows, so that its number is not yet a floor."""
-    late = sum(record.standing(upto=record.steps[-2].name)) - sum(record.standing())
-    if record.plan.target == "base" or not late:
-        return []
-    return [f"the last attack still broke {late} images: more attacks would probably break more"]
+def _doubted(record: RunRecord) -> list[str]:
+    """What the counts of all steps raise."""
+    standing = [sum(record.standing(upto=step.name)) for step in record.steps]
+    autoattack = sum(record.standing(AUTOATTACK)) if record.has_autoattack else None
+    return doubts.of_run(cast(Target, record.plan.target), standing, autoattack, record.n)
 
 
 def _aggregated(record: RunRecord) -> list[str]:
@@ -283,21 +275,6 @@ def _diagnosed(record: RunRecord) -> list[str]:
         return []
     found = indicators(record.diagnostics, coupled=record.plan.coupled, autoattack=record.has_autoattack)
     return [indicator.flag for indicator in found if indicator.flag]
-
-
-def _doubts(step: Step, result: StepResult, met: Counter[int]) -> list[str]:
-    """Why a number may be too high, as far as the verdicts of a step on what it met tell."""
-    broken, invalid = met[RowVerdict.BROKEN], met[RowVerdict.INVALID]
-    of_autoattack = step.group == AUTOATTACK
-    doubts = []
-    if of_autoattack and invalid:
-        doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
-    made_here = step.attack != TRANSFER
-    if made_here and is_black_box(result.backward, met.total()) and overstates(broken, len(result.rows)):
-        doubt = f"{DOUBT}: " if of_autoattack else ""
-        name = step.attack.capitalize()
-        doubts.append(f"{doubt}{name} broke {broken} images that the gradient attacks had left standing")
-    return doubts
 
 
 def _verdicts(records: Sequence[RunRecord], controls: Sequence[Control]) -> list[Verdict]:

@@ -1,0 +1,45 @@
+"""Flags that follow from how many images stood and fell: a run raises them by these rules, and its card keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpm_robustbench.ledger.card_block import DOUBT, Target
+from hpm_robustbench.ledger.indicators import overstates
+
+
+def of_run(target: Target, standing: Sequence[int], autoattack: int | None, n: int) -> list[str]:
+    """What a run's counts raise.
+
+    Args:
+        target: which one stood trial.
+        standing: images that are right on clean input, and those that stand after each step.
+        autoattack: images that stand under standard AutoAttack, if that met the target.
+        n: images of the evaluation.
+    """
+    more = 0 if autoattack is None else autoattack - standing[-1]
+    late = 0 if target == "base" or len(standing) == 1 else standing[-2] - standing[-1]
+    overstated = f"{DOUBT}: other attacks broke {more} images that it had left standing"
+    # HPM's protocol ends with its last resort; while that still wins rows, its number is not yet a floor.
+    unfinished = f"the last attack still broke {late} images: more attacks would probably break more"
+    return [*([overstated] if overstates(more, n) else []), *([unfinished] if late else [])]
+
+
+def of_step(attack: str, broken: int, invalid: int, n: int, *, of_autoattack: bool, black_box: bool) -> list[str]:
+    """Why a number may be too high, as far as the verdicts of a step on what it met tell.
+
+    Args:
+        attack: its name.
+        broken: images that it broke.
+        invalid: images that came back outside the threat model.
+        n: images of the evaluation.
+        of_autoattack: whether it is part of standard AutoAttack.
+        black_box: whether it did without gradients.
+    """
+    doubts = []
+    if of_autoattack and invalid:
+        doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
+    if black_box and overstates(broken, n):
+        doubt = f"{DOUBT}: " if of_autoattack else ""
+        doubts.append(f"{doubt}{attack.capitalize()} broke {broken} images that the gradient attacks had left standing")
+    return doubts
