@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, cast
 
@@ -176,7 +177,7 @@ class HpmBench(Bench):
     """Everything RobustBench's format has no key for.
 
     ``fine_tuning`` tells how a fine-tuning went; ``controls`` stand beside a fine-tuned HPM. The card of a control says
-    nothing for or against HPM: it has no ``verdicts``.
+    nothing for or against HPM: it has no ``verdicts``; others have one on each HPM, if the base model was evaluated.
     """
 
     published: Published
@@ -237,9 +238,18 @@ class HpmBench(Bench):
             raise ValueError("no SOLO evaluation of HPM with AutoAttack, the headline of a card")
         for claim in self.verdicts:
             self._check_claim(claim)
+        if Counter(claim.batching for claim in self.verdicts) != Counter(self._compared):
+            raise ValueError("not one verdict on each HPM that can be compared with the base model")
         for control in self.controls:
             self._check_control(control)
         return self
+
+    @property
+    def _compared(self) -> list[Batching]:
+        """Batchings of HPM on which a card that also tells of the base model owes a verdict."""
+        base = self.evaluation("base", Batching.SOLO)
+        owed = base is not None and base.autoattack is not None and not self.control
+        return [e.batching for e in self.evaluations if e.target == "hpm" and owed]
 
     def _check_claim(self, claim: Verdict) -> None:
         base, hpm = self.evaluation("base", Batching.SOLO), self.evaluation("hpm", claim.batching)

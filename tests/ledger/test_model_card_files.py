@@ -76,6 +76,7 @@ BROKEN_CARDS = [
     ("hpm_bench.verdicts.0.p_value", 0.0001, "p_value 0.0001 does not follow from"),
     ("hpm_bench.verdicts.0.only_hpm", 10**9, "images are more than 400"),
     ("hpm_bench.verdicts.0.batching", "reference", "without the evaluations"),
+    ("hpm_bench.verdicts", [], "not one verdict on each HPM"),
     (f"{SOLO}.dataset", "a/b", f"'{SOLO}.dataset'"),
     (f"{SOLO}.fingerprint", "other", "share dataset, split, fingerprint, n and threat"),
     (f"{SOLO}.batching", "joint", f"'{SOLO}': Value error, batch_worst and batch_per_class belong to JOINT"),
@@ -109,6 +110,15 @@ def test_a_broken_card_is_refused_by_field_and_problem(card, tmp_path, path, val
     assert message in str(refusal.value)
     assert str(file) in str(refusal.value)
     assert refusal.value.exit_code == 5
+
+
+@pytest.mark.parametrize("kept", [[0], [1], [0, 1, 1]])
+def test_each_hpm_has_one_verdict(card, tmp_path, kept):
+    verdicts = [card.to_json()["hpm_bench"]["verdicts"][position] for position in kept]
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(edited(card, "hpm_bench.verdicts", verdicts)))
+    with pytest.raises(InvalidInput, match="not one verdict on each HPM"):
+        read_card(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"link": "\\ud800"}'])
