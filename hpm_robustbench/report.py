@@ -172,7 +172,7 @@ def _on_corrupted_images(bench: CorruptionBench) -> list[str]:
 def _target(evaluation: Evaluation | CorruptionEvaluation) -> str:
     if evaluation.target == "base":
         return "base"
-    size = f" B={evaluation.batch_size}" if evaluation.batch_per_class else ""
+    size = f" B={evaluation.largest_batch}" if evaluation.largest_batch else ""
     composed = "" if evaluation.composition is Composition.IID else f" {evaluation.composition.value}"
     return f"hpm {evaluation.batching.value}{size}{composed}"
 
@@ -191,7 +191,7 @@ def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "model": record.plan.model,
             "target": record.plan.target,
             "batching": record.plan.batching.value,
-            "batch_size": record.plan.batch_size,
+            "batch_size": min(record.plan.batch_size, record.n),
             "batches": record.plan.composition.value,
             "n": record.n,
             "clean": round(100 * sum(record.clean_correct) / record.n, 2),

@@ -8,32 +8,28 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_bench import Bench
 from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, Percent, PercentText, Target
 from hpm_robustbench.ledger.card_evaluation import Metric
-from hpm_robustbench.threat import Batching, Composition, Corruptions
+from hpm_robustbench.threat import Batching, Corruptions
 
 RightBySeverity = Annotated[list[Count], Field(min_length=5, max_length=5)]
 """Images that are classified correctly at severity 1, 2, 3, 4 and 5."""
 
 
-class CorruptionEvaluation(Block):
+class CorruptionEvaluation(Batched):
     """One finished run on corrupted images: which target answered in which batches, and what it got right.
 
     ``right`` counts images per corruption and severity; ``corruptions_acc`` is, as in RobustBench, the mean of the
     accuracies of all of them, each over the same ``n`` images. ``fingerprint`` covers the clean and all corrupted
-    images. ``batch_per_class`` is B/C, the mean number of batch mates of one class; ``composition`` says which images
-    meet in a batch of JOINT.
+    images.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     target: Target
-    batching: Batching
-    batch_size: Images
-    batch_per_class: Annotated[float, Field(gt=0)] | None
     dataset: Name
     split: str
-    n: Images
     fingerprint: str
     state_sha256: str
     seed: int
@@ -44,7 +40,6 @@ class CorruptionEvaluation(Block):
     corruptions_acc: Percent
     right: dict[str, RightBySeverity]
     flags: list[str]
-    composition: Composition = Composition.IID
 
     @property
     def text(self) -> str:
@@ -74,10 +69,6 @@ class CorruptionEvaluation(Block):
             raise ValueError(f"a count is of other than the {self.n} images of the evaluation")
         if not math.isclose(self.corruptions_acc, mean_accuracy(self.right, self.n), abs_tol=0.01):
             raise ValueError("corruptions_acc does not follow from right")
-        if (self.batching is Batching.JOINT) != (self.batch_per_class is not None):
-            raise ValueError("batch_per_class belongs to JOINT evaluations, and only to them")
-        if self.composition is not Composition.IID and self.batching is not Batching.JOINT:
-            raise ValueError("only the batches of JOINT are composed")
         return self
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from hpm_robustbench.ledger import doubts
 from hpm_robustbench.ledger.aggregates import Aggregates
+from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.indicators import Indicator, indicators, is_black_box, of_black_boxes, of_transfers
@@ -20,7 +21,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, Step
 from hpm_robustbench.ledger.provenance import Provenance, fates
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.ledger.statistics import proportion
-from hpm_robustbench.threat import Batching, Composition, Norm
+from hpm_robustbench.threat import Batching, Norm
 
 
 class Metric(Block):
@@ -128,26 +129,21 @@ class StepSummary(Block):
         return self
 
 
-class Evaluation(Block):
+class Evaluation(Batched):
     """One finished run: which target answered in which batches, who attacked it, and what stood.
 
     ``robust`` is sample-worst over all steps; ``autoattack`` over the steps of standard AutoAttack alone;
-    ``batch_worst`` lets each batch meet only the one step that hurts it most. ``batch_per_class`` is B/C, the mean
-    number of batch mates of one class. ``flags`` were raised about the whole run, those of a step stand with it.
-    ``diagnostics`` tell how far the attacks can be trusted; what they raise is among the flags. ``composition`` says
-    which images meet in a batch of JOINT, ``aggregates`` what images do there in other submissions.
+    ``batch_worst`` lets each batch meet only the one step that hurts it most. ``flags`` were raised about the whole
+    run, those of a step stand with it. ``diagnostics`` tell how far the attacks can be trusted; what they raise is
+    among the flags. ``aggregates`` tell what images of JOINT do in other submissions.
     ``provenance`` tells which row fell to which step, and as which class; cards from before it was told have none.
     """
 
     run_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     target: Target
-    batching: Batching
-    batch_size: Images
-    batch_per_class: Annotated[float, Field(gt=0)] | None
     threat: Threat
     dataset: Name
     split: str
-    n: Images
     fingerprint: str
     state_sha256: str
     protocol: str
@@ -162,7 +158,6 @@ class Evaluation(Block):
     flags: list[str]
     steps: list[StepSummary]
     diagnostics: Diagnostics | None = None
-    composition: Composition = Composition.IID
     aggregates: Aggregates | None = None
     provenance: Provenance | None = None
 
@@ -236,10 +231,8 @@ class Evaluation(Block):
             raise ValueError("robust is not what stands after the last step")
         if any(not self.robust.count <= m.count <= self.clean.count for m in metrics):
             raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
-        if (self.batching is Batching.JOINT) != (self.batch_worst is not None and self.batch_per_class is not None):
-            raise ValueError("batch_worst and batch_per_class belong to JOINT evaluations, and only to them")
-        if self.composition is not Composition.IID and self.batching is not Batching.JOINT:
-            raise ValueError("only the batches of JOINT are composed")
+        if (self.batching is Batching.JOINT) != (self.batch_worst is not None):
+            raise ValueError("batch_worst belongs to JOINT evaluations, and only to them")
         met = zip(cascade[:-1], self.steps, strict=True)
         # Before there was provenance, a step of JOINT counted rows anew that had fallen before it.
         counted_once = self.batching.row_independent or self.provenance is not None

@@ -14,16 +14,16 @@ from hpm_robustbench.ledger.card_corruptions import (
 )
 from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.card_from_records import (
+    batched,
     card_of,
     check_subject,
-    composed,
     in_order,
     origin,
     published_number,
 )
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of
 from hpm_robustbench.ledger.record import RunRecord, Verdict
-from hpm_robustbench.threat import Batching, Corruptions
+from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
 
 
@@ -61,12 +61,8 @@ def _evaluation(record: RunRecord, n_classes: int) -> CorruptionEvaluation:
     return CorruptionEvaluation(
         run_key=plan.run_key,
         target=cast(Target, plan.target),
-        batching=plan.batching,
-        batch_size=plan.batch_size,
-        batch_per_class=round(plan.batch_size / n_classes, 4) if plan.batching is Batching.JOINT else None,
         dataset=plan.examples.dataset,
         split=plan.examples.split,
-        n=plan.examples.n,
         fingerprint=plan.examples.fingerprint,
         state_sha256=plan.state_sha256,
         seed=plan.seed,
@@ -77,7 +73,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> CorruptionEvaluation:
         corruptions_acc=round(mean_accuracy(right, record.n), 2),
         right=right,
         flags=[f"{step.name}: {flag}" for step in record.steps for flag in step.flags],
-        **composed(plan),
+        **batched(plan, n_classes),
     )
 
 

@@ -173,13 +173,9 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
     return Evaluation(
         run_key=record.run_key,
         target=cast(Target, plan.target),
-        batching=plan.batching,
-        batch_size=plan.batch_size,
-        batch_per_class=round(plan.batch_size / n_classes, 4) if joint else None,
         threat=_threat(plan.threat),
         dataset=plan.examples.dataset,
         split=plan.examples.split,
-        n=plan.examples.n,
         fingerprint=plan.examples.fingerprint,
         state_sha256=plan.state_sha256,
         protocol=plan.protocol,
@@ -200,7 +196,7 @@ def _evaluation(record: RunRecord, n_classes: int) -> Evaluation:
         steps=[_step(record, step) for step in plan.steps],
         provenance=provenance_of(record),
         **_found_out(record),
-        **composed(plan),
+        **batched(plan, n_classes),
     )
 
 
@@ -210,9 +206,17 @@ def _found_out(record: RunRecord) -> dict[str, Any]:
     return {name: block for name, block in found.items() if block is not None}
 
 
-def composed(plan: BasePlan) -> dict[str, Any]:
-    """The field of an evaluation that tells how its batches were composed, unless they were drawn alike."""
-    return {} if plan.composition is Composition.IID else {"composition": plan.composition}
+def batched(plan: BasePlan, n_classes: int) -> dict[str, Any]:
+    """The fields of ``Batched``; a composition goes without saying where images were drawn alike."""
+    n, composition = plan.examples.n, plan.composition
+    mixed = plan.batching is Batching.JOINT and composition is not Composition.SINGLE_CLASS
+    return {
+        "batching": plan.batching,
+        "batch_size": plan.batch_size,
+        "batch_per_class": round(min(plan.batch_size, n) / n_classes, 4) if mixed else None,
+        "n": n,
+        **({} if composition is Composition.IID else {"composition": composition}),
+    }
 
 
 def _threat(threat: AnyThreat) -> Threat:

@@ -67,7 +67,7 @@ class CorruptionRow:
             "base_clean": base.clean.value if base else None,
             "base_corruptions": base.corruptions_acc if base else None,
             "hpm_joint_corruptions": joint.corruptions_acc if joint else None,
-            "joint_batch_size": joint.batch_size if joint else None,
+            "joint_batch_size": joint.largest_batch if joint else None,
             "joint_batch_per_class": joint.batch_per_class if joint else None,
             "joint_composition": joint.composition.value if joint else None,
             "n": self.solo.n,

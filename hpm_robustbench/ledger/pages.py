@@ -106,7 +106,7 @@ def _model_options(bench: Bench) -> list[str]:
 
 
 def _batching_options(evaluation: Evaluation | CorruptionEvaluation) -> list[str]:
-    size = ["--joint-size", str(evaluation.batch_size)] if evaluation.batch_per_class else []
+    size = ["--joint-size", str(evaluation.batch_size)] if evaluation.largest_batch else []
     composed = [] if evaluation.composition is Composition.IID else ["--batches", evaluation.composition.value]
     return ["--batching", evaluation.batching.value, *size, *composed]
 

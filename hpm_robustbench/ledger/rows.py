@@ -119,7 +119,7 @@ class Row:
             **_columns("c1_autoattack", self.fc.autoattack if self.fc else None),
             "control": self.bench.control,
             **_columns("hpm_joint_msa", joint.robust if joint else None),
-            "joint_batch_size": joint.batch_size if joint else None,
+            "joint_batch_size": joint.largest_batch if joint else None,
             "joint_batch_per_class": joint.batch_per_class if joint else None,
             "joint_composition": joint.composition.value if joint else None,
             "solo_steps_of_today": self._of_today(self.solo),
