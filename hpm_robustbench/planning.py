@@ -18,6 +18,7 @@ from hpm_robustbench.ledger.plan import (
     CORRUPTIONS,
     MSA,
     QUICK,
+    STANDARD,
     BasePlan,
     CorruptionPlan,
     Examples,
@@ -120,7 +121,7 @@ def _plan(
         **_composed(batching, options.composition, test),
     }
     if isinstance(spec.threat, ThreatModel):
-        protocol = QUICK if options.screen else "standard" if subject.target == "base" else MSA
+        protocol = QUICK if options.screen else STANDARD if subject.target == "base" else MSA
         fine_tuned = options.tuning is not None and options.tuning.moves_fc
         steps = find_protocol(protocol, subject.target, batching, fine_tuned)
         return Plan(threat=spec.threat, protocol=protocol, steps=steps, shard_size=batch_size, **shared)

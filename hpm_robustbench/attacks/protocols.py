@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpm_robustbench.errors import BatchCoupled, UnknownName
-from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK, STANDARD, Step
 from hpm_robustbench.threat import Batching
 
 
@@ -89,8 +89,8 @@ def find_protocol(name: str, target: str, batching: Batching, fine_tuned: bool =
         UnknownName: no such protocol.
         BatchCoupled: standard AutoAttack on a classifier whose rows depend on each other.
     """
-    if name not in ("standard", MSA, QUICK):
-        raise UnknownName("protocol", name, ["standard", MSA, QUICK])
+    if name not in (STANDARD, MSA, QUICK):
+        raise UnknownName("protocol", name, [STANDARD, MSA, QUICK])
     if name == QUICK:
         return quick(target, batching)
     if target == "base":

@@ -21,6 +21,11 @@ RULE = (
     "attack: on the base model AutoAttack and whatever was made for HPM; and the exact McNemar test on the same images "
     "rejects equality at 0.05. Otherwise it is undecided."
 )
+EARLIER_RULE = (
+    "HPM helps (hurts) if more (fewer) images stand under every attack on the HPM classifier than under AutoAttack on "
+    "the base model, and the exact McNemar test on the same images rejects equality at 0.05; otherwise it is undecided."
+)
+"""By which cards were judged before what is made for HPM was shown to the base model, too."""
 FINE_TUNED_RULE = (
     "After fine-tuning, HPM helps only if it does so against the base model and against C1, the FC head alone after "
     "the same fine-tuning; it hurts if it does so against either. Without C1 no gain is credited to HPM."
@@ -60,7 +65,7 @@ class Verdict(Block):
             only_base=test.only_first,
             only_hpm=test.only_second,
             p_value=written(test.p_value),
-            rule=f"{RULE} {FINE_TUNED_RULE}" if tuned else RULE,
+            rule=rule_in_full(RULE, tuned=tuned),
         )
 
     @property
@@ -72,6 +77,11 @@ class Verdict(Block):
     def _follows_from_the_counts(self) -> Verdict:
         check_pairs(self.test, self.p_value, self.n)
         return self
+
+
+def rule_in_full(rule: str, *, tuned: bool) -> str:
+    """A rule with what it adds after fine-tuning."""
+    return f"{rule} {FINE_TUNED_RULE}" if tuned else rule
 
 
 def judged(base: Comparison, fc: Comparison | None, *, tuned: bool) -> Outcome:
@@ -228,11 +238,11 @@ class HpmBench(Bench):
     def _evaluations_belong_together(self) -> HpmBench:
         first = self.evaluations[0]
         kinds = {(e.target, e.batching) for e in self.evaluations}
-        examples = {(e.dataset, e.split, e.fingerprint, e.n) for e in self.evaluations}
+        examples = {(e.dataset, e.split, e.fingerprint, e.n, e.seed) for e in self.evaluations}
         if len(kinds) != len(self.evaluations):
             raise ValueError("two evaluations of one target in one batching")
         if len(examples) != 1 or any(e.threat != first.threat for e in self.evaluations):
-            raise ValueError("evaluations of one card share dataset, split, fingerprint, n and threat")
+            raise ValueError("evaluations of one card share dataset, split, fingerprint, n, seed and threat")
         solo = self.evaluation("hpm", Batching.SOLO)
         if solo is None or solo.autoattack is None:
             raise ValueError("no SOLO evaluation of HPM with AutoAttack, the headline of a card")
@@ -242,6 +252,21 @@ class HpmBench(Bench):
             raise ValueError("not one verdict on each HPM that can be compared with the base model")
         for control in self.controls:
             self._check_control(control)
+        return self
+
+    @model_validator(mode="after")
+    def _rules_are_known(self) -> HpmBench:
+        known = [rule_in_full(rule, tuned=bool(self.tuning)) for rule in (RULE, EARLIER_RULE)]
+        if any(claim.rule not in known for claim in self.verdicts):
+            raise ValueError("a verdict names a rule by which no card was ever judged")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_exist(self) -> HpmBench:
+        joint = self.evaluation("hpm", Batching.JOINT)
+        classes = joint.most_classes if joint else None
+        if classes is not None and any(e.highest_class >= classes for e in self.evaluations):
+            raise ValueError("a row was taken for a class that the dataset does not have")
         return self
 
     @property

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_bench import Bench
-from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, Percent, PercentText, Target
+from hpm_robustbench.ledger.card_block import Block, Count, Name, Percent, PercentText, Target
 from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.threat import Batching, Corruptions
 
@@ -33,7 +33,6 @@ class CorruptionEvaluation(Batched):
     fingerprint: str
     state_sha256: str
     seed: int
-    shard_size: Images
     software: dict[str, str]
     environment: dict[str, str]
     clean: Metric
@@ -113,8 +112,8 @@ class CorruptionBench(Bench):
     def _evaluations_belong_together(self) -> CorruptionBench:
         if len({(e.target, e.batching) for e in self.evaluations}) != len(self.evaluations):
             raise ValueError("two evaluations of one target in one batching")
-        if len({(e.dataset, e.split, e.fingerprint, e.n) for e in self.evaluations}) != 1:
-            raise ValueError("evaluations of one card share dataset, split, fingerprint and n")
+        if len({(e.dataset, e.split, e.fingerprint, e.n, e.seed) for e in self.evaluations}) != 1:
+            raise ValueError("evaluations of one card share dataset, split, fingerprint, n and seed")
         if self.evaluation("hpm", Batching.SOLO) is None:
             raise ValueError("no SOLO evaluation of HPM, the headline of a card")
         return self

@@ -17,7 +17,7 @@ from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.indicators import Indicator, indicators, is_black_box, of_black_boxes, of_transfers
-from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, STANDARD, Step
 from hpm_robustbench.ledger.provenance import Provenance, fates
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.ledger.statistics import proportion
@@ -148,7 +148,6 @@ class Evaluation(Batched):
     state_sha256: str
     protocol: str
     seed: int
-    shard_size: Images
     software: dict[str, str]
     environment: dict[str, str]
     clean: Metric
@@ -209,6 +208,11 @@ class Evaluation(Batched):
         return None if self.provenance is None else {*fates(self.provenance)}
 
     @property
+    def highest_class(self) -> int:
+        """The highest class that a fallen row was taken for, where the card tells of rows."""
+        return max((taken_for for _, taken_for in fates(self.provenance or {}).values()), default=0)
+
+    @property
     def all_flags(self) -> list[str]:
         """Every warning, with the step that raised it."""
         return [*self.flags, *(f"{step.name}: {flag}" for step in self.steps for flag in step.flags)]
@@ -233,6 +237,10 @@ class Evaluation(Batched):
             raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
         if (self.batching is Batching.JOINT) != (self.batch_worst is not None):
             raise ValueError("batch_worst belongs to JOINT evaluations, and only to them")
+        if self.largest_batch == 1 and self.batch_worst != self.robust:
+            raise ValueError("batch_worst is other than robust, though each batch is of one image")
+        if self.protocol != {"base": STANDARD, "hpm": MSA}[self.target]:
+            raise ValueError(f"the protocol of {self.target} is other than that of every card")
         met = zip(cascade[:-1], self.steps, strict=True)
         # Before there was provenance, a step of JOINT counted rows anew that had fallen before it.
         counted_once = self.batching.row_independent or self.provenance is not None

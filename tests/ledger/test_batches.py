@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_from_records import batched
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, read_card, write_card
@@ -66,4 +67,24 @@ def test_mates_per_class_that_cannot_be_are_refused(card, tmp_path, evaluation, 
     path = tmp_path / "card.json"
     path.write_text(json.dumps(data))
     with pytest.raises(InvalidInput, match="batch_per_class belongs to JOINT batches of several classes"):
+        read_card(path)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7, 10, 32, 100, 365, 700, 1000])
+@pytest.mark.parametrize("size", [1, 2, 3, 127, 128, 1000])
+def test_the_number_of_classes_is_never_taken_for_less_than_it_is(card, size, classes):
+    joint = card.hpm_bench.evaluations[JOINT]
+    told = {"batch_size": size, "batch_per_class": round(size / classes, 4), "n": 1000, "composition": Composition.IID}
+    found = Batched(batching=joint.batching, shard_size=size, **told)
+    assert classes <= found.most_classes <= 1.1 * classes
+    if size >= 127:
+        assert found.most_classes == classes
+
+
+def test_lone_images_are_lost_alone(card, tmp_path):
+    data = card.to_json()
+    data["hpm_bench"]["evaluations"][JOINT] |= {"batch_size": 1, "batch_per_class": 0.1}
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InvalidInput, match="batch_worst is other than robust"):
         read_card(path)

@@ -82,7 +82,8 @@ def test_published_figures_of_the_base_model_are_kept_apart(corrupted_card):
         (f"{SOLO}.right.fogg", [1, 2, 3, 4, 5], "the 15 corruptions"),
         (f"{SOLO}.corruptions_acc", 12.0, "does not follow from right"),
         (f"{SOLO}.batching", "joint", "belongs to JOINT"),
-        (f"{SOLO}.fingerprint", "other", "share dataset, split, fingerprint and n"),
+        (f"{SOLO}.fingerprint", "other", "share dataset, split, fingerprint, n and seed"),
+        (f"{SOLO}.seed", 1, "share dataset, split, fingerprint, n and seed"),
         (f"{SOLO}.target", "base", "two evaluations of one target"),
     ],
 )

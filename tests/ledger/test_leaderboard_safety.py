@@ -39,6 +39,7 @@ HOSTILE = [
 CONSTRAINED = {
     "dataset", "eps", "eps_exact", "clean_acc", "autoattack_acc", "external", "model_id", "base_model", "run_key",
     "schema_version", "target", "batching", "norm", "verdict", "sha256", "reported", "published", "corruptions_acc",
+    "protocol", "rule",
 }  # fmt: skip
 """Fields that take no free text; the card's own tests show that they refuse it."""
 

@@ -55,6 +55,14 @@ def a_row_has_no_class(told: Told) -> None:
     told["clean"] = told["clean"].split(":")[0]
 
 
+def a_class_is_none_of_the_dataset(told: Told) -> None:
+    told["clean"] = told["clean"].rsplit(":", 1)[0] + ":10"
+
+
+def a_class_is_negative(told: Told) -> None:
+    told["clean"] = told["clean"].rsplit(":", 1)[0] + ":-1"
+
+
 def other_rows_fell(told: Told) -> None:
     """As many as the counts say, but not those that the verdict was made from."""
     spared = next(row for row in range(400) if row not in fates(told))
@@ -70,6 +78,8 @@ def other_rows_fell(told: Told) -> None:
         (a_step_took_what_another_did, "not as many as each step broke"),
         (nobody_knows_the_step, "not as many as each step broke"),
         (a_row_has_no_class, "pattern"),
+        (a_class_is_none_of_the_dataset, "a class that the dataset does not have"),
+        (a_class_is_negative, "pattern"),
         (other_rows_fell, "does not fit the rows that fell"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
