@@ -98,7 +98,6 @@ def _read(path: Path, fallen: Sequence[int], examples: ExampleSet) -> KeptImages
 def _measure(record: RunRecord, subject: Subject, examples: ExampleSet, composite: Images) -> Aggregates:
     plan, standing = record.plan, torch.tensor(record.standing())
     right = _right(plan, subject, examples, composite)
-    regrouped = [replace(plan, seed=plan.seed + k) for k in range(1, _REGROUPINGS + 1)]
     return Aggregates(
         composite=int(right.sum()),
         composite_alone=int((standing & ~right).sum()),
@@ -107,9 +106,20 @@ def _measure(record: RunRecord, subject: Subject, examples: ExampleSet, composit
                 clean=int(_right(other, subject, examples, examples.images).sum()),
                 composite=int(_right(other, subject, examples, composite).sum()),
             )
-            for other in regrouped
+            for other in _regrouped(plan)
         ],
     )
+
+
+def _regrouped(plan: BasePlan) -> list[BasePlan]:
+    """The plan under other seeds; not one whose batches hold the same images, for there is nothing to measure."""
+    others = [replace(plan, seed=plan.seed + k) for k in range(1, _REGROUPINGS + 1)]
+    return [other for other in others if _met(other) != _met(plan)]
+
+
+def _met(plan: BasePlan) -> set[frozenset[int]]:
+    """Which rows meet."""
+    return {frozenset(batch) for batch in plan.batches()}
 
 
 def _right(plan: BasePlan, subject: Subject, examples: ExampleSet, submitted: Images) -> Mask:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
+from collections.abc import Sequence
 
 from hpm_robustbench.ledger.card_block import Block, Count
 
@@ -22,12 +20,13 @@ class Aggregates(Block):
     Attributes:
         composite: right in the composite, which every batch is submitted as once more.
         composite_alone: wrong in the composite, and in no submission of an attack.
-        regroupings: what is right in other batches, for which no attack has searched.
+        regroupings: what is right in other batches, for which no attack has searched; none where others would hold
+            the same images.
     """
 
     composite: Count
     composite_alone: Count
-    regroupings: Annotated[list[Regrouping], Field(min_length=1)]
+    regroupings: list[Regrouping]
 
     @property
     def flag(self) -> str | None:
@@ -37,13 +36,15 @@ class Aggregates(Block):
         return f"the composite broke {self.composite_alone} images that stood under every attack: too few were tried"
 
     @property
-    def clean(self) -> tuple[int, int]:
-        """Fewest and most clean images that are right in other batches."""
-        counts = [regrouping.clean for regrouping in self.regroupings]
-        return min(counts), max(counts)
+    def clean(self) -> tuple[int, int] | None:
+        """Fewest and most clean images that are right in other batches, where there are any."""
+        return _ends([regrouping.clean for regrouping in self.regroupings])
 
     @property
-    def regrouped(self) -> tuple[int, int]:
-        """Fewest and most images of the composite that are right in other batches."""
-        counts = [regrouping.composite for regrouping in self.regroupings]
-        return min(counts), max(counts)
+    def regrouped(self) -> tuple[int, int] | None:
+        """Fewest and most images of the composite that are right in other batches, where there are any."""
+        return _ends([regrouping.composite for regrouping in self.regroupings])
+
+
+def _ends(counts: Sequence[int]) -> tuple[int, int] | None:
+    return (min(counts), max(counts)) if counts else None

@@ -177,7 +177,8 @@ class Evaluation(Batched):
         if self.aggregates is None:
             return {}
         ends = {"clean": self.aggregates.clean, "composite": self.aggregates.regrouped}
-        return {name: " to ".join(Metric.from_count(end, self.n).text for end in pair) for name, pair in ends.items()}
+        told = {name: pair for name, pair in ends.items() if pair}
+        return {name: " to ".join(Metric.from_count(end, self.n).text for end in pair) for name, pair in told.items()}
 
     @property
     def passes(self) -> float:
@@ -284,7 +285,7 @@ class Evaluation(Batched):
             return self
         if self.batching is not Batching.JOINT:
             raise ValueError("aggregates belong to JOINT evaluations, and only to them")
-        if max(found.composite, found.clean[1], found.regrouped[1]) > self.n:
+        if max((found.composite, *(found.clean or ()), *(found.regrouped or ()))) > self.n:
             raise ValueError(f"aggregates count more than the {self.n} images of the evaluation")
         if found.composite_alone > min(self.robust.count, self.n - found.composite):
             raise ValueError("the composite broke more images than stood, or than are wrong in it")

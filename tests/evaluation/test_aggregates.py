@@ -71,7 +71,7 @@ def test_rivals_that_fall_one_at_a_time_stand_together(tmp_path: Path) -> None:
     record, found = aggregated(plan_of(subject, pair, STEPS[2:], batch_size=2), subject, pair, tmp_path)
     assert (sum(record.standing()), record.batch_worst(), found.composite) == (0, 1, 2)
     assert found.composite_alone == 0
-    assert found.clean == found.regrouped == (2, 2)
+    assert found.regroupings == [], "all images make one batch, however it is drawn"
 
 
 @pytest.mark.parametrize(("beta", "size"), [(0.0, 16), (0.5, 1)], ids=["fixed prototypes", "batches of one"])
@@ -85,7 +85,8 @@ def test_where_rows_do_not_meet_nothing_depends_on_the_submission(
     clean, standing = sum(record.clean_correct), sum(record.standing())
     assert 0 < standing < clean
     assert (found.composite, found.composite_alone) == (standing, 0)
-    assert [(each.clean, each.composite) for each in found.regroupings] == [(clean, standing)] * 3
+    drawn = 0 if size == 1 else 3  # of batches of one there are no others
+    assert [(each.clean, each.composite) for each in found.regroupings] == [(clean, standing)] * drawn
 
 
 def test_where_they_meet_an_independent_count_agrees(wrapped: Wrapped, examples: ExampleSet, tmp_path: Path) -> None:
@@ -123,14 +124,17 @@ def right_in(seed: int, subject: Subject, images: Tensor, labels: Tensor) -> np.
 def test_composed_batches_are_drawn_anew_as_they_were_composed(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
-    """Batches of one class that are full hold the same images whatever the seed, so nothing spreads."""
+    """Where each class is one batch, that holds the same images whatever the seed; where it is two, others."""
     subject, rows = joint(wrapped), torch.argsort(examples.labels, stable=True)[:8].tolist()
     few = examples.take(rows)
     labels = tuple(few.labels.tolist())
-    composed = plan_of(subject, few, STEPS[:1], composition=Composition.SINGLE_CLASS, labels=labels)
-    record, found = aggregated(composed, subject, few, tmp_path)
-    assert found.clean == (sum(record.clean_correct),) * 2
-    assert found.regrouped == (found.composite,) * 2
+    for size, drawn in ((16, 0), (2, 3)):
+        composed = plan_of(
+            subject, few, STEPS[:1], composition=Composition.SINGLE_CLASS, labels=labels, batch_size=size
+        )
+        found = aggregated(composed, subject, few, tmp_path)[1]
+        assert len(found.regroupings) == drawn
+        assert (found.clean is None) == (found.regrouped is None) == (drawn == 0)
 
 
 def test_cut_off_anywhere_the_same_bytes_come_out_and_no_image_stays(

@@ -30,6 +30,17 @@ def test_a_card_from_before_there_was_one_stays_valid(spec, records, tmp_path):
     assert read_card(write_card(card, tmp_path)) == card
 
 
+def test_where_there_are_no_other_batches_nothing_is_shown_of_them(spec, records, aggregates, tmp_path, read_html):
+    alone = aggregates.model_copy(update={"regroupings": []})
+    card = build_card(spec, [*records[:JOINT], replace(records[JOINT], aggregates=alone)], n_classes=10)
+    assert read_card(write_card(card, tmp_path / "cards")) == card
+    assert card.hpm_bench.evaluation("hpm", Batching.JOINT).spreads == {}
+    build(tmp_path / "cards", tmp_path / "board")
+    page = read_html(tmp_path / "board" / "cifar10" / "Linf" / "resnet4b_linf2.html").text
+    assert "other batches" not in page
+    assert "in other batches" not in render_card(card)
+
+
 def test_page_and_table_show_them(card, tmp_path, read_html):
     write_card(card, tmp_path / "cards")
     build(tmp_path / "cards", tmp_path / "board")
@@ -59,7 +70,6 @@ def test_what_the_composite_alone_broke_is_a_flag(spec, records, aggregates):
         (2, {"regroupings": [{"clean": 401, "composite": 0}]}, "count more than the 400 images"),
         (2, {"composite_alone": 399}, "broke more images than stood"),
         (2, {"composite_alone": 1}, "raise a flag that is not among the flags"),
-        (2, {"regroupings": []}, "regroupings"),
     ],
 )
 def test_aggregates_that_cannot_be_are_refused(card, aggregates, tmp_path, evaluation, change, message):
