@@ -95,8 +95,8 @@ class Case:
     def all_trials(self) -> Iterator[tuple[BasePlan, Subject]]:
         """Its own trials first, then those of its controls that are not among them; the base model's is."""
         met: set[str] = set()
-        for load in (lambda: self, *self.controls.values()):
-            for plan, subject in load().trials:
+        for make in (lambda: self, *self.controls.values()):
+            for plan, subject in make().trials:
                 if plan.run_key not in met:
                     met.add(plan.run_key)
                     yield plan, subject
@@ -358,7 +358,7 @@ def conclude(case: Case) -> Outcome | Screen:
     if case.is_screen:
         return Screen(records)
     with _full_precision_kernels():
-        beside = {control.value: conclude(load()).records for control, load in case.controls.items()}
+        beside = {control.value: conclude(make()).records for control, make in case.controls.items()}
     tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
     name = case.spec.preprocessing
     about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}

@@ -33,7 +33,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def start(place, output: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hpm_robustbench", *arguments(place, output, *more)]
-    return subprocess.Popen(command, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=place.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever started the tests in the background may have told its children to ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
 
 
 def wait_for_checkpoint(output: Path, process: subprocess.Popen[str]) -> None:
