@@ -355,9 +355,8 @@ def conclude(case: Case) -> Outcome | Screen:
     with _full_precision_kernels():
         trials = case.all_trials() if case.is_screen else case.trials
         records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
-    if case.is_screen:
-        return Screen(records)
-    with _full_precision_kernels():
+        if case.is_screen:
+            return Screen(records)
         beside = {control.value: conclude(make()).records for control, make in case.controls.items()}
     tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
     name = case.spec.preprocessing

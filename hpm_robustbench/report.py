@@ -101,7 +101,7 @@ def _under_attack(bench: HpmBench) -> list[str]:
         f"(images that stand only on the base: {v.only_base}, only on HPM: {v.only_hpm}; p = {v.p_value:.3g})"
         for v in bench.verdicts
     ]
-    verdicts += [COUPLED] if any(e.batch_per_class for e in bench.evaluations) else []
+    verdicts += [COUPLED] if any(e.largest_batch for e in bench.evaluations) else []
     spreads = [
         f"{_target(e)} in other batches, fewest to most: {', '.join(f'{k} {text} %' for k, text in e.spreads.items())}"
         for e in bench.evaluations

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpm_robustbench.hub.description import Description
 from hpm_robustbench.hub.metadata import front_matter, samples_front_matter
-from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, HpmBench, Samples, Verdict
+from hpm_robustbench.ledger.card_bench import HpmBench, Samples, Verdict
 from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.markdown import cell
@@ -89,5 +89,5 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(cell=cell, label=label, p_value=p_value, in_words=in_words, line=one_line, code=code)
-    environment.globals.update(rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, notice=NOTICE, plot=PLOT, coupled=COUPLED)
+    environment.globals.update(notice=NOTICE, plot=PLOT, coupled=COUPLED)
     return environment

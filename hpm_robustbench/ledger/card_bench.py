@@ -213,6 +213,11 @@ class HpmBench(Bench):
         return evaluation.passes / base.passes if base and base.passes else None
 
     @property
+    def rule(self) -> str:
+        """The rule that its verdicts were judged by, or today's where it has none."""
+        return self.verdicts[0].rule if self.verdicts else rule_in_full(RULE, tuned=bool(self.tuning))
+
+    @property
     def threat_name(self) -> str:
         """RobustBench's name of the threat model."""
         return self.headline.threat.norm.value

@@ -31,7 +31,7 @@ def _transferred(base: RunRecord, tried: Sequence[RunRecord]) -> RunRecord:
         step = Step("hpm", TRANSFER, MSA, {"batching": record.plan.batching.value})
         result = _shown(base, step.name, record.base_predicted)
         plan = replace(base.plan, steps=(*base.plan.steps, step))
-        base = replace(base, plan=plan, steps=(*base.steps, result), run_key=base.run_key)
+        base = replace(base, plan=plan, steps=(*base.steps, result))
     return base
 
 
