@@ -87,8 +87,15 @@ def test_what_breaks_the_base_is_always_tried_on_hpm(batching):
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_a_fine_tuned_classifier_also_meets_attacks_on_its_fc_head(batching):
-    added = {step.name for step in msa(batching, fine_tuned=True)} - {step.name for step in msa(batching)}
-    assert added == {step.name for step in standard("fc")}
+    tuned, untuned = ({step.name for step in msa(batching, fine_tuned)} for fine_tuned in (True, False))
+    assert tuned - untuned == {step.name for step in standard("fc")}
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_the_original_of_a_fine_tuned_classifier_lends_its_gradients(batching):
+    """By its FAB and Square no image of five fine-tuned digits models fell, and they cost most."""
+    tuned = {step.name for step in msa(batching, fine_tuned=True) if step.view == "base"}
+    assert tuned == {"apgd-ce@base", "apgd-t@base"}
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
