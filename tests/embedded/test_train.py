@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.resources import files
 
 import numpy as np
@@ -90,14 +93,29 @@ def test_the_command_asks_what_to_do():
     assert "name a folder with --output, or give --validate" in outcome.output
 
 
+def test_a_processor_that_adds_in_another_order_gives_the_same_bytes(source, tmp_path):
+    """Without vector instructions, as far as torch and its libraries let themselves be told."""
+    here = write(TINY, source.train(300), source.test(20), tmp_path / "here")
+    script = (
+        "import sys; from pathlib import Path; from hpm_robustbench.data import open_dataset\n"
+        "from hpm_robustbench.embedded.train import Recipe, write\n"
+        "import torch; assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'\n"
+        "source, recipe = open_dataset('digits'), Recipe(epochs=1, batch_size=50, attack_steps=2)\n"
+        "write(recipe, source.train(300), source.test(20), Path(sys.argv[1]))"
+    )
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    elsewhere = tmp_path / "elsewhere"
+    subprocess.run([sys.executable, "-c", script, elsewhere], env={**os.environ, **plain}, check=True)
+    assert (elsewhere / here.name).read_bytes() == here.read_bytes()
+
+
 @pytest.mark.slow
-def test_training_again_gives_the_same_figures_within_two_points(source, tmp_path):
-    """On another kind of processor: 387 of 500 stood there once, for the 381 that are shipped."""
+def test_training_again_gives_the_same_figures_within_a_point(source, tmp_path):
     path = write(Recipe(), source.train(), source.test(), tmp_path)
     again = json.loads(path.with_suffix(".json").read_text())
     shipped = json.loads(files("hpm_robustbench.embedded").joinpath(f"{STEM}.json").read_text())
     for count in ("clean", "pgd"):
-        assert again["test_score"][count] == pytest.approx(shipped["test_score"][count], abs=10)
+        assert again["test_score"][count] == pytest.approx(shipped["test_score"][count], abs=5)
     for machine_dependent in ("sha256", "test_score", "versions"):
         del again[machine_dependent], shipped[machine_dependent]
     assert again == shipped
