@@ -1,15 +1,17 @@
 """Images per second of fine-tuning, against a plain loop of the same recipe, in the same run.
 
-    python -m benchmarks.finetune [--device cpu] [--images 256] [--steps 4] [--compile] [--cifar10 DIR]
+    python -m benchmarks.finetune [--device cpu] [--images 256] [--steps 4] [--compile]
+    python -m benchmarks.finetune --cifar10 DIR [--model CifarResNet20-Standard] [--head-images 1000]
 
 The plain loop does what the recipe says in the way that one would write it down first: float32, the usual memory
-layout, parameters that collect gradients during the attack. Both start from the embedded model and take turns. Printed
-are images per second, the share of time in the network's own passes, and the peak of memory. Targets: at least 1.8
-times the plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
+layout, parameters that collect gradients during the attack. Both start from the embedded model, or with ``--cifar10``,
+a folder as ``benchmarks.real_models`` reads it, from one of its networks, and take turns. Printed are images per
+second, the share of time in the network's own forward passes, and the peak of memory. Targets: at least 1.8 times the
+plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
 
-With ``--cifar10``, a folder as ``benchmarks.real_models`` reads it, also the cost of the recipe ``head``, measurements
-of its curves included, in epochs of clean forward passes over the same images (``--head-images``) of one of its
-networks (``--head-model``); the target is two. The smaller the network, the more its head weighs.
+``--head-images`` also measures what the recipe ``head`` costs on so many images of that network, measurements of its
+curves included, in epochs of clean forward passes over them; the target is two. The smaller the network, the more its
+head weighs.
 """
 
 from __future__ import annotations
@@ -83,12 +85,13 @@ class PlainLoop:
 
 
 class ModelTime:
-    """Seconds inside the backbone's forward passes; backward passes are not told apart."""
+    """Seconds inside the networks' forward passes; backward passes are not told apart."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, *networks: nn.Module) -> None:
         self.seconds = 0.0
-        backbone.register_forward_pre_hook(self._start)
-        backbone.register_forward_hook(self._stop)
+        for network in networks:
+            network.register_forward_pre_hook(self._start)
+            network.register_forward_hook(self._stop)
 
     def _start(self, *_: object) -> None:
         self._began = time.perf_counter()
@@ -131,10 +134,13 @@ class FewImages:
                 self.wrapped.classifier.embed(batch.to(self.device))
 
 
-def head_in_epochs(chosen: argparse.Namespace, device: torch.device) -> float:
-    """The cost of the recipe ``head``, as the options ask for it."""
-    few = FewImages(chosen.head_model, chosen.cifar10, device, chosen.head_images)
-    return round(few.head_in_epochs(), 2)
+def few_digits(device: torch.device, count: int) -> tuple[Wrapped, ExampleSet, ThreatModel]:
+    """The embedded model on its first training images."""
+    spec = find_spec(DIGITS_MODEL)
+    training = open_dataset(spec.dataset).train(count)
+    assert training is not None
+    assert isinstance(spec.threat, ThreatModel)
+    return wrap(load_weights(spec, Path("models")).model, training, device=device), training, spec.threat
 
 
 def peak_gib(device: torch.device) -> float:
@@ -161,22 +167,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cifar10", type=Path)
-    parser.add_argument("--head-model", choices=sorted(MODELS), default="AutoAttackResNet18-Standard")
-    parser.add_argument("--head-images", type=int, default=1000)
+    parser.add_argument("--model", choices=sorted(MODELS), default="AutoAttackResNet18-Standard")
+    parser.add_argument("--head-images", type=int)
     chosen = parser.parse_args()
-    device, spec = torch.device(chosen.device), find_spec(DIGITS_MODEL)
-    training = open_dataset(spec.dataset).train()
-    assert training is not None
-    assert isinstance(spec.threat, ThreatModel)
-    training = training.head(chosen.images)
-    wrapped = wrap(load_weights(spec, Path("models")).model, training, device=device)
+    device, few = torch.device(chosen.device), None
+    if chosen.cifar10:
+        few = FewImages(chosen.model, chosen.cifar10, device, max(chosen.images, chosen.head_images or 0))
+        wrapped, training, threat = few.wrapped, few.images.head(chosen.images), few.threat
+    else:
+        wrapped, training, threat = few_digits(device, chosen.images)
     recipe = find_recipe("uniform-v1").with_knobs({"epochs": 1000, "held_out": 0.0})
     precision = precision_on(device, recipe)
-    ours = Loop(Lesson(wrapped.classifier, training, spec.threat, Tuning(recipe), precision))
+    ours = Loop(Lesson(wrapped.classifier, training, threat, Tuning(recipe), precision))
     prefer_channels_last(ours.learner.classifier, ours.batches[0].x)
-    compiled = chosen.compile and compile_if_faster(ours.learner, ours.batches[0].x)
-    plain = PlainLoop(wrapped, training, spec.threat, recipe.batch_size)
-    inside = ModelTime(ours.learner.classifier.backbone)
+    ours.compiled = chosen.compile and compile_if_faster(ours.learner, ours.batches[0].x)
+    plain = PlainLoop(wrapped, training, threat, recipe.batch_size)
+    inside = ModelTime(ours.learner.classifier.backbone, *([ours.folded.network] if ours.folded else []))
     for loop in (plain, ours):
         timed(loop, 1, device)
     inside.seconds = 0.0
@@ -185,13 +191,14 @@ def main() -> None:
     report = {
         "device": str(device),
         "precision": str(precision),
-        "compiled": compiled,
+        "compiled": ours.compiled,
+        "folded": ours.folded is not None,
         "plain images/s": round(images / statistics.median(p for p, _ in seconds), 1),
         "ours images/s": round(images / statistics.median(o for _, o in seconds), 1),
         "ratio": round(statistics.median(p / o for p, o in seconds), 3),
         "share in forward passes": round(inside.seconds / sum(o for _, o in seconds), 3),
         "peak GiB": round(peak_gib(device), 2),
-        "head in clean epochs": chosen.cifar10 and head_in_epochs(chosen, device),
+        "head in clean epochs": few and chosen.head_images and round(few.head_in_epochs(), 2),
     }
     print(json.dumps(report, indent=1))
 

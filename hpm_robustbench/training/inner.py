@@ -8,10 +8,17 @@ from hpm_robustbench.attacks.apgd import Ball
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.training.objective import Objective, clean_answer
-from hpm_robustbench.training.parts import backward
+from hpm_robustbench.training.parts import Embed, backward
 
 
-def attacked(objective: Objective, x: Images, threat: ThreatModel, generator: torch.Generator, at_once: int) -> Images:
+def attacked(
+    objective: Objective,
+    x: Images,
+    threat: ThreatModel,
+    generator: torch.Generator,
+    at_once: int,
+    embed: Embed | None = None,
+) -> Images:
     """Images within ``threat`` of ``x`` that raise the objective's attack loss; ``x`` itself if there are no steps.
 
     Args:
@@ -20,7 +27,9 @@ def attacked(objective: Objective, x: Images, threat: ThreatModel, generator: to
         threat: norm and radius.
         generator: source of the random start.
         at_once: images that pass through the network together.
+        embed: what the attack's passes go through; by default the learner's own network.
     """
+    embed = embed or objective.learner.embed
     recipe = objective.tuning.recipe
     if not recipe.attack_steps:
         return x
@@ -28,7 +37,7 @@ def attacked(objective: Objective, x: Images, threat: ThreatModel, generator: to
     point = ball.random_point(generator)
     for _ in range(recipe.attack_steps):
         leaf = point.detach().requires_grad_()
-        backward(objective.learner.embed, leaf, lambda seen: objective.attack_loss(seen, clean), at_once, [leaf])
+        backward(embed, leaf, lambda seen: objective.attack_loss(seen, clean), at_once, [leaf])
         assert leaf.grad is not None
         # A distance of zero may have no gradient; the step then leaves that image where it is.
         uphill = ball.direction(leaf.grad.nan_to_num())

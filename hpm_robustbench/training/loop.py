@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from hpm_robustbench.training.batches import Batch, Batches
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.features import Features
+from hpm_robustbench.training.folding import Folded, fold
 from hpm_robustbench.training.inner import attacked
 from hpm_robustbench.training.interruption import Interruption
 from hpm_robustbench.training.learner import Learner, trainable
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _MOST_HELD_OUT = 500
+_PROVED = 8
+"""Images on which a folded network is seen to be the same function."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,13 @@ class Loop:
         self._assigned = torch.zeros(len(classifier.prototypes), dtype=torch.int64, device=device)
         self._progress: Progress | None = None
         self.position = Position(lesson.at_once or 2 * self._recipe.batch_size)
+        self.compiled = False
+
+    @cached_property
+    def folded(self) -> Folded | None:
+        """Made for the first step, when it is settled how weights lie in memory, and whether they are compiled."""
+        wanted = self._recipe.attack_steps and not self.compiled
+        return fold(self.learner, self.batches[0].x[:_PROVED]) if wanted else None
 
     def run(self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0) -> Result:
         """Train to the end, from a checkpoint of this ``key`` if there is one.
@@ -179,7 +190,10 @@ class Loop:
         """Put gradients of the batch's loss in place; return the loss, and the embedding that it was computed from."""
         self.learner.zero_grad(set_to_none=True)
         start = drawn(self.lesson.tuning.seed, "start", self.position.step)
-        moved = attacked(objective, batch.x, self.lesson.threat, start, at_once)
+        if self.folded is not None:
+            self.folded.refresh()
+        through = self.folded.embed if self.folded is not None else None
+        moved = attacked(objective, batch.x, self.lesson.threat, start, at_once, through)
         shown = torch.cat([batch.x, moved]) if objective.two_passes else moved
         loss, seen = backward(self.learner.embed, shown, objective.loss, at_once)
         length = nn.utils.clip_grad_norm_(self.learner.parameters(), self._recipe.max_gradient_norm)
