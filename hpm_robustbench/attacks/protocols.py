@@ -20,8 +20,8 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     HPM on top of it must not be credited for that (MNIST, Linf 0.3: Square's images broke 12 of 13 that stood under
     everything else). Unless something was fine-tuned, the FC head on its backbone *is* the original model
     (the split proves it, bit for bit), so the two surrogates are one, listed as ``base``. After fine-tuning the
-    original model is a second, remoter one: its two gradient attacks still took rows, its FAB and Square none (the
-    digits with four controls, SOLO and JOINT), and with these MSA cost 3.7 times AutoAttack. Where there is no gradient
+    original model is a second, remoter one: its two APGDs still took rows, its FAB and Square none (the digits model
+    and three controls, SOLO and JOINT), and with these MSA cost 3.7 times AutoAttack. Where there is no gradient
     at all, as through rounded pixels, the decision is smoothed instead; that is dear, and spent nowhere else.
     """
     linear = ("base", "fc") if fine_tuned else ("base",)
@@ -57,7 +57,7 @@ _FOR_FEW_VICTIMS = (
 
 
 _FROM_THE_ORIGINAL = ("apgd-ce", "apgd-t")
-"""What the original model is asked for when its head was fine-tuned into another."""
+"""What the original model is asked for once it was fine-tuned into another."""
 
 
 def quick(target: str, batching: Batching) -> tuple[Step, ...]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hpm_robustbench.ledger.card_evaluation import Evaluation, StepSummary
+from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.threat import Batching
 
-StepsOf: TypeAlias = Callable[[Batching], tuple[Step, ...]]
-"""The steps of MSA in a batching, as the code has them now."""
+StepsOf: TypeAlias = Callable[[Batching, bool], tuple[Step, ...]]
+"""The steps of MSA in a batching, on an FC head that was fine-tuned or not, as the code has them now."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ def other_steps(evaluation: Evaluation, msa: StepsOf) -> OtherSteps | None:
     """How the steps of MSA differ from today's; None if they do not, or if the base model was attacked, without MSA."""
     if evaluation.target == "base":
         return None
-    then, now = _names(evaluation.steps), _names(msa(evaluation.batching))
+    then = [step.name for step in evaluation.steps]
+    now = [step.name for step in msa(evaluation.batching, _fine_tuned(evaluation))]
     found = OtherSteps(*(tuple(name for name in a if name not in b) for a, b in ((now, then), (then, now))))
     return found if found.without or found.besides else None
 
 
-def _names(steps: Iterable[Step | StepSummary]) -> list[str]:
-    """Names of the steps that every card has: only some have an FC head that was fine-tuned, and so attacked."""
-    return [step.name for step in steps if step.view != "fc"]
+def _fine_tuned(evaluation: Evaluation) -> bool:
+    """Whether the FC head is another than the base model's: only then it is attacked, under a name of its own."""
+    return any(step.view == "fc" for step in evaluation.steps)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpm_robustbench.hpm.classifier import HPMClassifier
-from hpm_robustbench.training.folding import fold
+from hpm_robustbench.training.folding import Folded
 from hpm_robustbench.training.learner import Learner
 from hpm_robustbench.training.recipe import Recipe
 
@@ -70,20 +70,20 @@ def prefer_channels_last(classifier: HPMClassifier, x: Tensor) -> None:
         classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def compile_if_faster(learner: Learner, x: Tensor) -> bool:
+def compile_if_faster(learner: Learner, folded: Folded | None, x: Tensor) -> bool:
     """Let torch.compile rewrite a learner's backbone in place, if passes over ``x`` and back are then faster.
 
-    It has to be faster than the folded network, which attacks go through otherwise. Says in one line what was measured,
-    or why it stays as it is.
+    It has to be faster than the folded network, where attacks go through one. Says in one line what was measured, or
+    why it stays as it is.
     """
-    backbone, folded = learner.classifier.backbone, fold(learner, x)
-    plain = _seconds(learner, folded.network if folded else backbone, x)
+    backbone = learner.classifier.backbone
+    plain = _seconds(learner, backbone if folded is None else folded.network, x)
     try:
         rewritten = _seconds(learner, torch.compile(backbone), x)
     except Exception as error:  # whatever a compiler, or what it compiles, may raise
         log.info("not compiled: %s", next(iter(str(error).splitlines()), type(error).__name__))
         return False
-    log.info("%.4f s a pass as it is, %.4f s compiled; the faster is used", plain, rewritten)
+    log.info("%.4f s a pass uncompiled, %.4f s compiled; the faster is used", plain, rewritten)
     if rewritten < plain:
         backbone.compile()
     return rewritten < plain

@@ -118,9 +118,14 @@ class _Trained(NamedTuple):
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> _Trained:
     loop = Loop(lesson)
     loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
-    loop.compiled = compute.compiled and loop.with_what_fits(lambda x: compile_if_faster(loop.learner, x))
+    loop.compiled = compute.compiled and loop.with_what_fits(lambda x: compile_if_faster(loop.learner, loop.folded, x))
     result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
-    used = {"at_once": loop.position.at_once, "compiled": loop.compiled, "threads": torch.get_num_threads()}
+    used = {
+        "at_once": loop.position.at_once,
+        "compiled": loop.compiled,
+        "folded": loop.folded is not None,
+        "threads": torch.get_num_threads(),
+    }
     return _Trained(result, used, loop.steps)
 
 

@@ -33,7 +33,7 @@ def attacked(
     recipe = objective.tuning.recipe
     if not recipe.attack_steps:
         return x
-    ball, clean = Ball(x, threat), clean_answer(objective, x, at_once)
+    ball, clean = Ball(x, threat), clean_answer(objective, x, at_once, embed)
     point = ball.random_point(generator)
     for _ in range(recipe.attack_steps):
         leaf = point.detach().requires_grad_()

@@ -33,14 +33,14 @@ from hpm_robustbench.training.measure import accuracy
 from hpm_robustbench.training.memory import fitting
 from hpm_robustbench.training.objective import Objective
 from hpm_robustbench.training.optimiser import learning_rate, make_optimiser, restore, set_learning_rate, tensors_of
-from hpm_robustbench.training.parts import backward
+from hpm_robustbench.training.parts import Embed, backward
 from hpm_robustbench.training.recipe import Tuning
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _MOST_HELD_OUT = 500
-_PROVED = 8
+_PROVED = 4
 """Images on which a folded network is seen to be the same function."""
 
 
@@ -116,11 +116,15 @@ class Loop:
         self.position = Position(lesson.at_once or 2 * self._recipe.batch_size)
         self.compiled = False
 
-    @cached_property
+    @property
     def folded(self) -> Folded | None:
-        """Made for the first step, when it is settled how weights lie in memory, and whether they are compiled."""
-        wanted = self._recipe.attack_steps and not self.compiled
-        return fold(self.learner, self.batches[0].x[:_PROVED]) if wanted else None
+        """What attacks pass through, if not through the learner; not to be asked before weights lie as they stay."""
+        return None if self.compiled else self._folded
+
+    @cached_property
+    def _folded(self) -> Folded | None:
+        attacks = self.steps and self._recipe.attack_steps
+        return fold(self.learner, self.batches[0].x[:_PROVED]) if attacks else None
 
     def run(self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0) -> Result:
         """Train to the end, from a checkpoint of this ``key`` if there is one.
@@ -190,16 +194,19 @@ class Loop:
         """Put gradients of the batch's loss in place; return the loss, and the embedding that it was computed from."""
         self.learner.zero_grad(set_to_none=True)
         start = drawn(self.lesson.tuning.seed, "start", self.position.step)
-        if self.folded is not None:
-            self.folded.refresh()
-        through = self.folded.embed if self.folded is not None else None
-        moved = attacked(objective, batch.x, self.lesson.threat, start, at_once, through)
+        moved = attacked(objective, batch.x, self.lesson.threat, start, at_once, self._attacked_through())
         shown = torch.cat([batch.x, moved]) if objective.two_passes else moved
         loss, seen = backward(self.learner.embed, shown, objective.loss, at_once)
         length = nn.utils.clip_grad_norm_(self.learner.parameters(), self._recipe.max_gradient_norm)
         if not (loss.isfinite() and length.isfinite()):
             raise self._diverged(f"a loss of {float(loss):g} with a gradient of length {float(length):g}")
         return float(loss), seen
+
+    def _attacked_through(self) -> Embed:
+        if self.folded is None:
+            return self.learner.embed
+        self.folded.refresh()
+        return self.folded.embed
 
     def _follow(self, objective: Objective, seen: Embedding) -> None:
         """Prototypes and averaged weights move a little towards what this step has seen and made."""

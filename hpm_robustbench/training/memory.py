@@ -26,7 +26,7 @@ def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
         try:
             return at_once, attempt(at_once)
         except (RuntimeError, MemoryError) as error:
-            if not _of_memory(error):
+            if not is_of_memory(error):
                 raise
             if at_once == 1:
                 raise UsageProblem(
@@ -41,6 +41,7 @@ def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
         log.warning("out of memory; from now on %d images at once, inside the same batch", at_once)
 
 
-def _of_memory(error: BaseException) -> bool:
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has ended, in the words of an accelerator or of a CPU."""
     told = str(error).casefold()
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in told for text in _CPU_MESSAGES)

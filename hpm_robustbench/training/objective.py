@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from hpm_robustbench.hpm.classifier import Embedding
 from hpm_robustbench.shapes import Labels, Logits
 from hpm_robustbench.training.learner import Learner
+from hpm_robustbench.training.parts import Embed
 from hpm_robustbench.training.recipe import Control, Tuning
 
 
@@ -85,11 +86,11 @@ def _divergence(clean: Logits, attacked: Logits) -> Tensor:
     return F.kl_div(F.log_softmax(attacked, dim=1), F.log_softmax(clean, dim=1), reduction="batchmean", log_target=True)
 
 
-def clean_answer(objective: Objective, x: Tensor, at_once: int) -> Logits | None:
+def clean_answer(objective: Objective, x: Tensor, at_once: int, embed: Embed) -> Logits | None:
     """What the attack of TRADES moves away from, without gradients; None for the cross-entropy."""
     if objective.tuning.recipe.loss != "trades":
         return None
     with torch.no_grad():
-        parts = [objective.learner.embed(part) for part in torch.split(x, at_once)]
+        parts = [embed(part) for part in torch.split(x, at_once)]
         whole = Embedding(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         return objective.answer(whole, objective.tuning.recipe.attack_view)

@@ -92,8 +92,8 @@ def test_a_fine_tuned_classifier_also_meets_attacks_on_its_fc_head(batching):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_the_original_of_a_fine_tuned_classifier_lends_its_gradients(batching):
-    """By its FAB and Square no image of five fine-tuned digits models fell, and they cost most."""
+def test_the_original_of_a_fine_tuned_classifier_lends_its_two_apgds(batching):
+    """By its FAB and Square no image of four fine-tuned digits models fell, and they cost most."""
     tuned = {step.name for step in msa(batching, fine_tuned=True) if step.view == "base"}
     assert tuned == {"apgd-ce@base", "apgd-t@base"}
 

@@ -93,6 +93,7 @@ def test_the_command_asks_what_to_do():
     assert "name a folder with --output, or give --validate" in outcome.output
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch has one way to add here")
 def test_a_processor_that_adds_in_another_order_gives_the_same_bytes(source, tmp_path):
     """Without vector instructions, as far as torch and its libraries let themselves be told."""
     here = write(TINY, source.train(300), source.test(20), tmp_path / "here")
@@ -100,8 +101,8 @@ def test_a_processor_that_adds_in_another_order_gives_the_same_bytes(source, tmp
         "import sys; from pathlib import Path; from hpm_robustbench.data import open_dataset\n"
         "from hpm_robustbench.embedded.train import Recipe, write\n"
         "import torch; assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'\n"
-        "source, recipe = open_dataset('digits'), Recipe(epochs=1, batch_size=50, attack_steps=2)\n"
-        "write(recipe, source.train(300), source.test(20), Path(sys.argv[1]))"
+        "source = open_dataset('digits')\n"
+        f"write({TINY!r}, source.train(300), source.test(20), Path(sys.argv[1]))"
     )
     plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     elsewhere = tmp_path / "elsewhere"
@@ -116,6 +117,8 @@ def test_training_again_gives_the_same_figures_within_a_point(source, tmp_path):
     shipped = json.loads(files("hpm_robustbench.embedded").joinpath(f"{STEM}.json").read_text())
     for count in ("clean", "pgd"):
         assert again["test_score"][count] == pytest.approx(shipped["test_score"][count], abs=5)
+    if again["versions"] == shipped["versions"]:
+        assert again["sha256"] == shipped["sha256"]
     for machine_dependent in ("sha256", "test_score", "versions"):
         del again[machine_dependent], shipped[machine_dependent]
     assert again == shipped

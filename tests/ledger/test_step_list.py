@@ -20,9 +20,9 @@ from hpm_robustbench.threat import Batching
 
 @pytest.fixture
 def as_it_was(card):
-    """MSA as the card of the fixture runs met it; it lists an FC head's attack, which not every card has."""
+    """MSA as the card of the fixture runs met it."""
 
-    def steps(batching: Batching) -> tuple[Step, ...]:
+    def steps(batching: Batching, fine_tuned: bool) -> tuple[Step, ...]:
         met = card.hpm_bench.evaluation("hpm", batching).steps
         return tuple(Step(step.view, step.attack, step.group, step.parameters) for step in met)
 
@@ -31,26 +31,33 @@ def as_it_was(card):
 
 @pytest.fixture
 def with_one_more(as_it_was):
-    return lambda batching: (*as_it_was(batching), Step("hpm", f"new-{batching.value}", MSA))
+    return lambda batching, fine_tuned: (*as_it_was(batching, fine_tuned), Step("hpm", f"new-{batching.value}", MSA))
 
 
 def test_the_same_steps_are_no_other_ones(card, as_it_was):
     assert [other_steps(evaluation, as_it_was) for evaluation in card.hpm_bench.evaluations] == [None] * 3
 
 
-def test_steps_that_only_some_cards_have_do_not_count(card, as_it_was):
-    """A head that was fine-tuned is attacked too; one that was not is the base model's."""
-
-    def without_fc(batching):
-        return tuple(step for step in as_it_was(batching) if step.view != "fc")
-
-    assert any(step.view == "fc" for step in card.hpm_bench.headline.steps)
-    assert other_steps(card.hpm_bench.headline, without_fc) is None
+@pytest.mark.parametrize("batching", list(Batching))
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_a_card_made_of_todays_steps_has_them_all(card, batching, fine_tuned):
+    """After fine-tuning MSA is another list, not only a longer one."""
+    some = card.hpm_bench.headline.steps[0]
+    made = tuple(
+        some.model_copy(update={"name": step.name, "view": step.view, "attack": step.attack})
+        for step in msa(batching, fine_tuned)
+    )
+    evaluation = card.hpm_bench.headline.model_copy(update={"batching": batching, "steps": made})
+    assert other_steps(evaluation, msa) is None
+    shorter = evaluation.model_copy(update={"steps": made[1:]})
+    assert other_steps(shorter, msa) == OtherSteps(without=(made[0].name,), besides=())
+    longer = evaluation.model_copy(update={"steps": (*made, some.model_copy(update={"name": "fab-t@base2"}))})
+    assert other_steps(longer, msa) == OtherSteps(without=(), besides=("fab-t@base2",))
 
 
 def test_what_is_missing_and_what_was_dropped_are_named(card, as_it_was):
-    def newer(batching):
-        first, *rest = as_it_was(batching)
+    def newer(batching, fine_tuned):
+        first, *rest = as_it_was(batching, fine_tuned)
         return (replace(first, parameters={"targets": 3}), *rest)
 
     found = other_steps(card.hpm_bench.headline, newer)

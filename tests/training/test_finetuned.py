@@ -45,7 +45,8 @@ def test_a_second_call_reads_what_the_first_has_finished(wrapped, digits, quick,
     ]
     facts = json.loads((first.folder / "classifier.json").read_text())
     assert facts["tuning"] == Tuning(quick).to_json()
-    assert facts["compute"] == {"at_once": 128, "compiled": False, "threads": torch.get_num_threads()}
+    used = {"at_once": 128, "compiled": False, "folded": True, "threads": torch.get_num_threads()}
+    assert facts["compute"] == used
     assert facts["images"]["trained_on"] + facts["images"]["held_out"] == len(digits)
 
 
@@ -174,7 +175,7 @@ def test_a_backbone_that_cannot_be_compiled_stays_as_it_is(
     monkeypatch.setattr(torch, "compile", refuse)
     loop = Loop(Lesson(wrapped.classifier, digits, LINF, Tuning(quick)))
     with caplog.at_level(logging.INFO):
-        assert not compile_if_faster(loop.learner, digits.images[:8])
+        assert not compile_if_faster(loop.learner, loop.folded, digits.images[:8])
     assert "not compiled: no compiler here" in caplog.text
     loop.step()
 

@@ -62,6 +62,48 @@ class Twice(nn.Module):
         return self.three(seen) * seen
 
 
+class Step(torch.autograd.Function):
+    """Rounding whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return (x * 16).round() / 16
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Rounded(nn.Module):
+    """Rounds what it sees and differentiates as if it did not, in two ways; symbols know nothing of either."""
+
+    def __init__(self, function: bool) -> None:
+        super().__init__()
+        self.function, self.convolution, self.norm = function, nn.Conv2d(4, 8, 3), norm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.function:
+            return self.norm(self.convolution(Step.apply(x)))
+        with torch.no_grad():
+            away = (x * 16).round() / 16 - x
+        return self.norm(self.convolution(x + away))
+
+
+class Keeps(nn.Module):
+    """Keeps something of the first images that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.grid = nn.Conv2d(4, 8, 3), norm(8), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = x.new_ones(x.shape[2:])
+        if self.grid.sum() > 0:
+            x = x * self.grid
+        return self.norm(self.convolution(x))
+
+
 class Fickle(nn.Module):
     """What it does depends on what it sees, which symbols cannot tell."""
 
@@ -132,6 +174,9 @@ def test_it_follows_weights_that_have_changed(x) -> None:
     ("middle", "channels"),
     [
         (Fickle, 8),
+        (Keeps, 8),
+        (lambda: Rounded(function=True), 8),
+        (lambda: Rounded(function=False), 8),
         (lambda: nn.Sequential(nn.ReLU(), norm(4)), 4),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), norm(4, affine=False)), 4),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), norm(4, track_running_stats=False)), 4),
@@ -139,10 +184,42 @@ def test_it_follows_weights_that_have_changed(x) -> None:
     ],
 )
 def test_what_cannot_be_folded_is_left_as_it_is(x, middle, channels, caplog: pytest.LogCaptureFixture) -> None:
-    learner = learner_of(middle(), channels)
+    learner, untouched = learner_of(middle(), channels), None
+    if middle is not Keeps:
+        untouched = learner.embed(x)
     with caplog.at_level(logging.INFO):
         assert fold(learner, x) is None
-    assert "not folded" in caplog.text
+    assert "normalisation is not folded: " in caplog.text
+    after = learner.embed(x)
+    assert after.features.isfinite().all()
+    if untouched is not None:
+        torch.testing.assert_close(after, untouched, rtol=0, atol=0)
+
+
+def test_memory_that_ends_is_not_taken_for_a_network_that_cannot_be_folded(x, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(folding.fx, "symbolic_trace", full)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        fold(learner_of(Block()), x)
+
+
+def test_the_proof_does_not_depend_on_the_precision_of_training_and_needs_one_image_at_a_time(x) -> None:
+    learner = learner_of(Block()).float()
+    learner.precision = torch.bfloat16
+    met, embed = [], learner.classifier.embed
+
+    def counted(images: Tensor) -> object:
+        met.append(len(images))
+        return embed(images)
+
+    learner.classifier.embed = counted
+    folded = fold(learner, x.float())
+    assert folded is not None
+    assert met == [1] * len(x)
+    torch.testing.assert_close(folded.exact(x.float()), embed(x.float()), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(folded.embed(x.float()).features, folded.exact(x.float()).features)
 
 
 def test_a_wrong_fold_is_not_used(x, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,7 +227,7 @@ def test_a_wrong_fold_is_not_used(x, monkeypatch: pytest.MonkeyPatch, caplog: py
     monkeypatch.setattr(folding, "fuse_conv_bn_weights", lambda *given: (right(*given)[0], right(*given)[1] + 0.5))
     with caplog.at_level(logging.INFO):
         assert fold(learner_of(Block()), x) is None
-    assert "3 normalisation layers are not folded" in caplog.text
+    assert "it would be another function" in caplog.text
 
 
 def test_a_step_attacks_through_it_unless_the_network_is_compiled_or_nobody_attacks(wrapped, digits, quick) -> None:
