@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpm_robustbench.errors import HpmBenchError
+from hpm_robustbench.errors import HpmBenchError, StorageProblem
 from hpm_robustbench.finetune import finetune
 from hpm_robustbench.options import (
     OF_A_MODEL,
@@ -363,7 +363,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        code = _say(f"error: {_refused(error)}", StorageProblem.exit_code)
     sys.exit(code)
+
+
+def _refused(error: OSError) -> StorageProblem:
+    """What nobody expected of a path: too long, not allowed, on a disk that has gone."""
+    path = str(error.filename or "a file")
+    return StorageProblem(
+        wanted="paths that can be read and written",
+        got=f"{error.strerror or type(error).__name__} at {path[:80]}{'...' if len(path) > 80 else ''}",
+        next_step="look at the paths of the command; what is written already is intact",
+    )
 
 
 def _say(message: str, code: int) -> int:

@@ -110,6 +110,6 @@ work_options = together(
     checksums,
     allow_global,
     data_dir,
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
     click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0, ..."),
 )

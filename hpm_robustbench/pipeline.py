@@ -387,7 +387,7 @@ def _record(journal: Journal) -> RunRecord:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UsageProblem(
             wanted=f"the device {name!r}", got=str(error).splitlines()[0], next_step="use --device cpu, or cuda:0"

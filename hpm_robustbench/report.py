@@ -57,7 +57,16 @@ def _under_attack(bench: HpmBench) -> list[str]:
     from hpm_robustbench.ledger.statistics import COUPLED
 
     summary = render_table(
-        ["target", "clean %", "AutoAttack %", "all attacks %", "95 % interval", "batch-worst %", "composite %", "cost"],
+        [
+            "target",
+            "clean %",
+            "AutoAttack %",
+            "sample-worst %",
+            "95 % interval",
+            "batch-worst %",
+            "composite %",
+            "cost",
+        ],
         [
             [
                 _target(evaluation),
@@ -119,7 +128,7 @@ def _beside_controls(bench: HpmBench) -> str:
     from hpm_robustbench.ledger.card_control import CONTROLS
 
     table = render_table(
-        ["control", "beside", "clean %", "AutoAttack %", "all attacks %", "only control", "only HPM", "p"],
+        ["control", "beside", "clean %", "AutoAttack %", "sample-worst %", "only control", "only HPM", "p"],
         [
             [
                 CONTROLS[control.control],

@@ -75,13 +75,13 @@ def test_an_installed_autoattack_is_preferred(tmp_path, monkeypatch):
 
 
 def test_torchvision_shim_is_active_only_where_the_import_fails():
-    """When this fails because the plain import works everywhere, drop the shim (pytorch/vision issue 9085)."""
-    needed = False
-    try:
+    """A CUDA torchvision beside a CPU torch needs it; once it does not, drop the shim (pytorch/vision issue 9085)."""
+    needed = "+cpu" in version("torch") and "+cpu" not in version("torchvision")
+    if needed:
+        with pytest.raises(RuntimeError, match="operator torchvision::nms does not exist"):
+            python("import torchvision")
+    else:
         python("import torchvision")
-    except RuntimeError as error:
-        assert "operator torchvision::nms does not exist" in str(error)
-        needed = True
     out = python(
         "from hpm_robustbench import robustbench_compat as compat\n"
         "active = []\n"

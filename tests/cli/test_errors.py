@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hpm_robustbench.cli import cli
+from hpm_robustbench.cli import cli, main
 from hpm_robustbench.errors import (
     HeadNotFound,
     HpmBenchError,
@@ -259,3 +260,35 @@ def test_a_card_of_another_trial_is_not_replaced_unasked(place, tmp_path: Path) 
     before = card.read_bytes()
     assert "--overwrite" in str(failure(place.run(*broken, "--seed", "1")))
     assert card.read_bytes() == before
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--weights", LONG],
+        ["run", "--model", "Carmon2019Unlabeled", "--model_dir", LONG],
+        ["run", "--output", LONG, "--n-ex", "2"],
+        ["run", "--data", LONG],
+        ["weights", "mirror", "--model", "Digits2026ResNet-Linf", "--folder", LONG],
+        ["leaderboard", "build", "--output", LONG],
+        ["status", "--output", LONG],
+        ["run", "--seed", "9" * 20],
+        ["run", "--device", "meta"],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),
+)
+def test_a_value_that_nobody_expects_is_no_traceback(arguments: list[str], tmp_path: Path, capfd) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    told = capfd.readouterr().err
+    assert left.value.code in (1, 2, 3)
+    assert "rror" in told
+    assert "Traceback" not in told
+    assert nothing_written(tmp_path)

@@ -290,7 +290,7 @@ def test_two_processes_fetch_one_file_once(tmp_path, server, torch_bytes, leftov
     time.sleep(1)  # the other one has time to come as well
     assert len(server.asked) == 1
     server.open.set()
-    ended = [process.communicate(timeout=60) for process in processes]
+    ended = [process.communicate(timeout=300) for process in processes]
     assert [out.strip() for out, _ in ended] == 2 * [sha256(torch_bytes())], ended
     assert [asked.headers.get("Range") for asked in server.asked] == [None, "bytes=196608-"]
     assert leftovers(tmp_path / "models") == kept(torch_bytes(), f"upstream:{url}")
