@@ -13,7 +13,7 @@ from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import ema_update
-from hpm_robustbench.shapes import Features, Images, Labels, Logits
+from hpm_robustbench.shapes import ClassPrototypes, Images, Labels, Logits
 
 
 class Learner(nn.Module):
@@ -63,11 +63,24 @@ class Learner(nn.Module):
         return self.answer(self.embed(x))
 
     @torch.no_grad()
-    def follow(self, features: Features, labels: Labels, momentum: float) -> None:
-        """Move the dataset prototypes towards the features of a batch, by true label (method: EMA)."""
+    def follow(self, seen: Embedding, labels: Labels, momentum: float) -> None:
+        """Move the dataset prototypes towards the features of a batch (method: EMA), and carry its own ones on.
+
+        Args:
+            seen: the batch.
+            labels: the class whose prototype follows each image.
+            momentum: share of itself that a prototype keeps.
+        """
+        own = self.classifier
+        carried = self._carried_on(seen) if own.config.absent == "carry" else None
         if momentum < 1:
-            prototypes = ema_update(self.classifier.prototypes, features, labels, momentum)
-            self.classifier.set_prototypes(prototypes)
+            own.set_prototypes(ema_update(own.prototypes, seen.features, labels, momentum))
+        if carried is not None:
+            own.carried.copy_(carried)
+
+    def _carried_on(self, seen: Embedding) -> ClassPrototypes:
+        """For classes that the FC head finds in a batch, the mean of their features; for others what was carried."""
+        return ema_update(self.classifier.carried, seen.features, seen.logits.argmax(dim=1), 0.0)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -79,6 +92,7 @@ def trainable(frozen: HPMClassifier, config: HPMConfig, backbone: nn.Module | No
     """A classifier that shares nothing with ``frozen``, under ``config``, perhaps on another backbone."""
     parts = Split(copy.deepcopy(backbone or frozen.backbone), copy.deepcopy(frozen.fc))
     classifier = HPMClassifier(parts, frozen.prototypes, config, tau=frozen.tau.item())
+    classifier.carried.copy_(frozen.carried)
     return classifier.to(frozen.prototypes.device)
 
 

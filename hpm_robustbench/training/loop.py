@@ -212,7 +212,8 @@ class Loop:
         """Prototypes and averaged weights move a little towards what this step has seen and made."""
         clean, moved = objective.halves(seen)
         fed = clean if self._recipe.prototype_feed == "clean" else moved
-        self.learner.follow(fed.features, objective.labels, self._recipe.prototype_momentum)
+        labels = objective.labels if self._recipe.prototype_labels == "true" else fed.logits.argmax(dim=1)
+        self.learner.follow(fed, labels, self._recipe.prototype_momentum)
         if self._average is not None:
             self._average.update_parameters(self.learner)
         self._assigned += F.one_hot(moved.logits.argmax(dim=1), len(self._assigned)).sum(dim=0)

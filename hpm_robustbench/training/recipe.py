@@ -95,6 +95,7 @@ class Recipe(BaseModel):
     max_gradient_norm: _Positive = 1.0
     average_share: _Share = 0.1
     prototype_momentum: _Share = 0.99
+    prototype_labels: Literal["true", "fc"] = "true"
     prototype_feed: Literal["attacked", "clean"] = "attacked"
     shift: _Share = 0.125
     mirror: Literal["never", "colour", "always"] = "colour"

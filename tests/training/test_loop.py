@@ -17,12 +17,15 @@ from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import Diverged
 from hpm_robustbench.evaluation import progress
 from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.hpm.classifier import Embedding
+from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.checkpoint import read_saved, write_saved
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.finetuned import finetune_once
 from hpm_robustbench.training.interruption import Interruption
+from hpm_robustbench.training.learner import Learner, trainable
 from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 from hpm_robustbench.training.status import trainings
@@ -308,3 +311,34 @@ def test_a_loop_that_was_cut_off_continues_bit_for_bit(wrapped, digits, quick, t
     second = Loop(lesson(wrapped, digits, recipe)).run(path, key="k", every=1000)
     assert state_sha256(second.classifier) == state_sha256(whole.classifier)
     assert second.curves == whole.curves
+
+
+def test_prototypes_follow_the_true_classes_or_those_of_the_fc_head(wrapped, digits, quick) -> None:
+    moved = {}
+    for labels in ("true", "fc"):
+        loop = Loop(lesson(wrapped, digits, quick.with_knobs({"prototype_labels": labels, "learning_rate": 1e-9})))
+        loop.step()
+        moved[labels] = loop.learner.classifier.prototypes.clone()
+    assert not torch.equal(moved["true"], moved["fc"]), "the attack made the head wrong somewhere"
+    assert not torch.equal(moved["fc"], wrapped.classifier.prototypes)
+
+
+def test_what_is_carried_for_absent_classes_is_the_last_that_a_batch_had_of_them(wrapped, digits, quick) -> None:
+    x = digits.images[:40]
+    plain = Learner(trainable(wrapped.classifier, HPMConfig()), (), torch.float32)
+    carrying = Learner(trainable(wrapped.classifier, HPMConfig(absent="carry")), (), torch.float32)
+    with torch.no_grad():
+        seen = carrying.embed(x)
+    found = seen.logits.argmax(1)
+    some = found < 6  # the head finds no image of the other classes in this batch
+    batch = Embedding(*(tensor[some] for tensor in seen))
+    for learner in (plain, carrying):
+        learner.follow(batch, digits.labels[:40][some], 0.5)
+    assert torch.equal(plain.classifier.prototypes, carrying.classifier.prototypes)
+    assert torch.equal(plain.classifier.carried, plain.classifier.prototypes)
+    for number in range(10):
+        mean = seen.features[found == number].mean(0) if number < 6 else wrapped.classifier.carried[number]
+        torch.testing.assert_close(carrying.classifier.carried[number], mean)
+    alike = Lesson(carrying.classifier.freeze(), digits, LINF, Tuning(quick))
+    trained = Loop(alike).run().classifier
+    assert not torch.equal(trained.carried, trained.prototypes)
