@@ -61,7 +61,8 @@ class Recipe(BaseModel):
         weight_decay: of weights with two or more dimensions.
         max_gradient_norm: longer gradients are shortened to it.
         average_share: weights are averaged exponentially over this share of all steps; 0 deploys the last ones.
-        prototype_momentum: m of mD <- m mD + (1 - m) mean, for classes in the batch by true label.
+        prototype_momentum: m of mD <- m mD + (1 - m) mean, for classes in the batch.
+        prototype_labels: whether an image belongs to the prototype of its true class, or of the FC head's (``fc``).
         prototype_feed: whether prototypes follow features of attacked or of clean images.
         shift: images move by up to this share of their side.
         mirror: which images are mirrored at random; ``colour``, the default, spares scans of digits and letters.
