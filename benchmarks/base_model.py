@@ -22,14 +22,11 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.real_models import read_mosaics
-from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.data.known import KNOWN
+from benchmarks.cifar10 import training_images
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.load import wrap
 from hpm_robustbench.robustbench_compat import import_robustbench
@@ -66,13 +63,6 @@ def drawn(x: Tensor, seed: int) -> nn.Module:
     return network.eval()
 
 
-def training_images(folder: Path) -> ExampleSet:
-    """All 50,000 of CIFAR-10."""
-    labels = np.load(folder / "labels.npz", allow_pickle=False)["train"]
-    images = torch.from_numpy(read_mosaics(folder, "train")).permute(0, 3, 1, 2) / 255
-    return ExampleSet(KNOWN["cifar10"], "train", images, torch.from_numpy(labels).long())
-
-
 def write(finetuned: Finetuned, tuning: Tuning, output: Path) -> Path:
     """Keep the network, without what HPM has beside it, under the names that its architecture gives its weights."""
     parts = finetuned.classifier
@@ -103,8 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     knobs = {**FROM_NOTHING, **dict(knob.split("=", 1) for knob in chosen.tune)}
     tuning = Tuning(find_recipe("uniform-v1").with_knobs(knobs), Control.FC, chosen.seed)
-    training = training_images(chosen.data / "cifar10")
-    training = training.head(chosen.images or len(training))
+    training = training_images(chosen.data / "cifar10", chosen.images)
     wrapped = wrap(drawn(training.images[:_MEASURED], chosen.seed), training, keep=chosen.output / "prototypes")
     place = chosen.output / "finetuned"
     print(write(finetune_once(NAME, wrapped, training, THREAT, tuning, place, Compute()), tuning, chosen.output))

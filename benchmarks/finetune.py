@@ -24,14 +24,13 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.real_models import MODELS, read_mosaic, weights_path
+from benchmarks.cifar10 import training_images
+from benchmarks.real_models import MODELS, weights_path
 from hpm_robustbench.data import ExampleSet, open_dataset
-from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.request import find_spec, own_spec
 from hpm_robustbench.threat import Batching, ThreatModel
@@ -107,10 +106,7 @@ class FewImages:
         model = MODELS[name]
         asked = {"name": name, "head": None, "about": None, "dataset": model.dataset, "threat_model": None}
         spec = own_spec(model.factory, str(weights_path(model, folder)), eps=model.eps, **asked)
-        labels = np.load(folder / "cifar10" / "labels.npz", allow_pickle=False)["train"][:count]
-        pixels = read_mosaic(folder / "cifar10" / "train_00.webp")[:count]
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-        self.images = ExampleSet(KNOWN[model.dataset], "train", images, torch.from_numpy(labels).long())
+        self.images = training_images(folder / "cifar10", count)
         self.wrapped = wrap(load_weights(spec, Path("models")).model, self.images, device=device)
         assert isinstance(spec.threat, ThreatModel)
         self.threat, self.device = spec.threat, device

@@ -18,10 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-_SIDE, _PER_MOSAIC = 32, 2500
+from benchmarks.cifar10 import write_cifar10
 
 
 @dataclass(frozen=True)
@@ -92,27 +89,6 @@ MODELS = {
         **_AUTOATTACK,
     ),
 }
-
-
-def read_mosaics(folder: Path, split: str) -> np.ndarray:
-    """All images of a split, uint8 [N, 32, 32, 3], in the official order."""
-    return np.concatenate([read_mosaic(path) for path in sorted(folder.glob(f"{split}_*.webp"))])
-
-
-def read_mosaic(path: Path) -> np.ndarray:
-    """The images of one file, uint8 [2500, 32, 32, 3]."""
-    mosaic = np.asarray(Image.open(path).convert("RGB"))
-    per_side = mosaic.shape[0] // _SIDE
-    tiles = mosaic.reshape(per_side, _SIDE, per_side, _SIDE, 3).transpose(0, 2, 1, 3, 4)
-    return tiles.reshape(_PER_MOSAIC, _SIDE, _SIDE, 3)
-
-
-def write_cifar10(folder: Path, target: Path) -> Path:
-    """CIFAR-10 as one .npz file, as ``--data`` takes it."""
-    labels = np.load(folder / "labels.npz", allow_pickle=False)
-    arrays = {f"x_{split}": read_mosaics(folder, split) for split in ("test", "train")}
-    np.savez(target, **arrays, y_test=labels["test"], y_train=labels["train"])
-    return target
 
 
 def weights_path(model: RealModel, data: Path) -> Path:

@@ -97,7 +97,7 @@ class Diverged(HpmBenchError):
 
 
 class StorageProblem(HpmBenchError):
-    """A result could not be written; whatever was already written is intact."""
+    """A file or folder could not be written, or not even looked at; whatever was already written is intact."""
 
 
 class Drift(HpmBenchError):

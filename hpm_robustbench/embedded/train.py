@@ -82,7 +82,7 @@ def fit(recipe: Recipe, examples: ExampleSet) -> nn.Module:
     Processors add in different orders, and adversarial training makes another network of the last bit of a sum. So all
     is computed in float64, and weights are rounded to ``_GRID`` at the start and after each step: differences of some
     1e-16 stay that small, unless a weight lies that close to the middle between two points of the grid, or a
-    gradient's sign or a unit's activity hangs on them. On one machine, vector instructions of three kinds and none gave
+    gradient's sign or a unit's activity hangs on them. On one machine, vector instructions of two kinds and none gave
     the same bytes; nothing guarantees it.
     """
     with _reproducible(recipe.seed):
