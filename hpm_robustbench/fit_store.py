@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.evaluation.identity import lab_sha256, state_sha256
+from hpm_robustbench.evaluation.identity import code_sha256, state_sha256
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.fitting import Fit, fit
@@ -26,6 +26,8 @@ from hpm_robustbench.ledger.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 
+CODE = ("hpm",)
+"""Where the code lies that prototypes depend on."""
 _PROBES = 16
 
 
@@ -55,7 +57,7 @@ def fit_key(classifier: HPMClassifier, training: ExampleSet, batch_size: int) ->
         "training": training.fingerprint,
         "defence": classifier.config.to_json(),
         "batch_size": batch_size,
-        "software": [torch.__version__, lab_sha256()],
+        "software": [torch.__version__, code_sha256(*CODE)],
     }
     behaviour = b"".join(part.cpu().contiguous().numpy().tobytes() for part in embedding)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + behaviour).hexdigest()[:16]

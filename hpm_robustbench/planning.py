@@ -12,7 +12,7 @@ import torch
 
 from hpm_robustbench.attacks.protocols import COUPLED_THREATS, find_protocol
 from hpm_robustbench.data import CorruptedSource, ExampleSet
-from hpm_robustbench.evaluation.identity import lab_sha256, subject_sha256
+from hpm_robustbench.evaluation.identity import LAB, code_sha256, subject_sha256
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.plan import (
     CORRUPTIONS,
@@ -147,7 +147,7 @@ def _software(device: torch.device, *, reads_images: bool) -> dict[str, str]:
         "torch": version("torch"),
         "pyautoattack": version("pyautoattack"),
         "device": device.type,
-        "lab": lab_sha256("data") if reads_images else lab_sha256(),
+        "lab": code_sha256(*LAB, "data") if reads_images else code_sha256(*LAB),
         **({"pillow": version("pillow")} if reads_images else {}),
     }
 

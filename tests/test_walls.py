@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import hpm_robustbench
+from hpm_robustbench import fit_store
+from hpm_robustbench.evaluation import identity
+from hpm_robustbench.training import finetuned
 
 PACKAGE = Path(hpm_robustbench.__file__).parent
 NAME = "hpm_robustbench"
@@ -105,3 +108,19 @@ def test_nobody_imports_the_command_line() -> None:
 def test_a_fresh_interpreter_agrees(module: str) -> None:
     code = f"import sys, {NAME}.{module}; sys.exit(int(any(h in sys.modules for h in {HEAVY!r})))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "does_not_matter"),
+    [
+        ("hpm.fitting", fit_store.CODE, ()),
+        ("training.loop", finetuned.CODE, ("evaluation.progress",)),  # which only tells how far it is
+    ],
+)
+def test_what_a_key_hashes_is_all_of_the_lab_that_is_used(
+    module: str, code: tuple[str, ...], does_not_matter: tuple[str, ...]
+) -> None:
+    hashed = [place.removesuffix(".py").replace("/", ".") for place in code]
+    used = {m for m in reach(f"{NAME}.{module}") if inside(m, *identity.LAB, "training")}
+    assert {m for m in used if not inside(m, *hashed, *does_not_matter) and len(m.split(".")) > 2} == set()
+    assert all(any(inside(m, place) for m in used) for place in hashed)

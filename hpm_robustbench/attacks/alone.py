@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from hpm_robustbench.attacks.apgd import ascend, per_image
+from hpm_robustbench.attacks.apgd import ascend
+from hpm_robustbench.attacks.ball import per_image
 from hpm_robustbench.attacks.base import OWN, Attack, Parameter, Task, View, packed, seeded
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.shapes import Images, Labels

@@ -24,11 +24,13 @@ A coupled classifier is shown each answer on its own, and a row counts as broken
 class View(Protocol):
     """A differentiable surrogate of the classifier on trial.
 
-    ``row_independent`` promises that the logits of one image ignore every other image of the call.
+    ``row_independent`` promises that the logits of one image ignore every other image of the call; ``is_target``, that
+    they are the very ones that ``target_logits`` answers.
     """
 
     name: str
     row_independent: bool
+    is_target: bool
 
     def __call__(self, x: Images) -> Logits:
         """Logits of the surrogate, differentiable, in a tensor that the caller may write into."""

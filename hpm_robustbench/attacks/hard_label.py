@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hpm_robustbench.attacks.apgd import Ball, per_image
+from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import View, packed
 from hpm_robustbench.shapes import Images, Labels, Losses, Mask
 from hpm_robustbench.threat import Norm, ThreatModel

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from hpm_robustbench.attacks.apgd import Ball, per_image
+from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import Submissions, View, seeded
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.attacks.whole_batches import Cover, batchwise

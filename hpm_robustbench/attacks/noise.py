@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from hpm_robustbench.attacks.apgd import Ball, per_image
+from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import Attack, Parameter, Submissions, Task, View, packed, seeded
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.attacks.whole_batches import Cover, batchwise

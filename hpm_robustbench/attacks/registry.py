@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 import torch
 
 from hpm_robustbench.attacks.alone import ALONE
-from hpm_robustbench.attacks.apgd import per_image
 from hpm_robustbench.attacks.autoattack import APGD_CE, APGD_T, FAB_T, SQUARE
+from hpm_robustbench.attacks.ball import per_image
 from hpm_robustbench.attacks.base import Attack, Submissions, Task, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
 from hpm_robustbench.attacks.gmsa import GMSA

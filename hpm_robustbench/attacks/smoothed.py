@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from hpm_robustbench.attacks.apgd import Ball, per_image
+from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import View, packed, seeded
 from hpm_robustbench.attacks.losses import flat, margin, slope_of
 from hpm_robustbench.errors import UnknownName

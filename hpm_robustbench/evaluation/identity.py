@@ -19,7 +19,8 @@ from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.plan import BasePlan
 
 _PROBES = 16
-_LAB = ("hpm", "attacks", "evaluation")
+LAB = ("hpm", "attacks", "evaluation")
+"""Where the code lies that decides a verdict: defence, attacks and trial."""
 
 
 def state_sha256(*modules: nn.Module) -> str:
@@ -77,11 +78,13 @@ def check_unchanged(plan: BasePlan, subject: Subject, examples: ExampleSet) -> N
 
 
 @lru_cache
-def lab_sha256(*more: str) -> str:
-    """Hash of the code of everything that decides a verdict: defence, attacks and trial, and ``more`` rooms."""
+def code_sha256(*places: str) -> str:
+    """Hash of the code in rooms of the package (``hpm``) and single files (``attacks/ball.py``), 16 hex digits."""
     package = Path(__file__).parent.parent
+    named = (package / place for place in places)
+    paths = {path for place in named for path in (place.glob("*.py") if place.is_dir() else [place])}
     hasher = hashlib.sha256()
-    for path in sorted(path for room in (*_LAB, *more) for path in (package / room).glob("*.py")):
+    for path in sorted(paths):
         hasher.update(f"{path.relative_to(package).as_posix()}\0{code_of(path.read_text(encoding='utf-8'))}\0".encode())
     return hasher.hexdigest()[:16]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hpm_robustbench.attacks.apgd import Ball
+from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.attacks.base import seeded
 from hpm_robustbench.attacks.losses import cross_entropy, flat, margin, slope_of
 from hpm_robustbench.evaluation.sample import Sample

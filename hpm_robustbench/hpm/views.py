@@ -56,6 +56,7 @@ class View:
     def __init__(self, name: str, subject: Subject, logits: Callable[[Images], Logits], row_independent: bool) -> None:
         self.name = name
         self.row_independent = row_independent
+        self.is_target = name == subject.target
         self.cost = Cost()
         self.on_call: Callable[[], None] | None = None
         self._subject = subject

@@ -25,7 +25,7 @@ from torch import nn
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.evaluation.identity import lab_sha256
+from hpm_robustbench.evaluation.identity import code_sha256
 from hpm_robustbench.fit_store import fit_key
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.atomic import write_atomic
@@ -42,6 +42,9 @@ from hpm_robustbench.training.loop import Lesson, Loop, Result
 from hpm_robustbench.training.recipe import Control, Tuning
 
 log = logging.getLogger(__name__)
+
+CODE = ("hpm", "training", "attacks/ball.py")
+"""Where the code lies that weights depend on: a new attack on trial makes nobody train again."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def _key(lesson: Lesson) -> str:
         "tuning": lesson.tuning.to_json(),
         "precision": str(lesson.precision),
         "device": lesson.classifier.prototypes.device.type,
-        "software": lab_sha256("training"),
+        "software": code_sha256(*CODE),
     }
     return digest(facts)[:16]
 

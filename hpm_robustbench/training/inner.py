@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hpm_robustbench.attacks.apgd import Ball
+from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.training.objective import Objective, clean_answer

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpm_robustbench.attacks.apgd import Ball, ascend
+from hpm_robustbench.attacks.apgd import ascend
+from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.attacks.base import seeded
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.attacks.registry import run_attack

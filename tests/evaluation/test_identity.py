@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.evaluation.identity import code_of, lab_sha256, state_sha256, subject_sha256
+from hpm_robustbench.evaluation.identity import LAB, code_of, code_sha256, state_sha256, subject_sha256
 from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
@@ -93,9 +93,10 @@ def test_text_that_is_computed_with_is_code() -> None:
     assert code_of("def f():\n    return 'a'") != code_of("def f():\n    return 'b'")
 
 
-def test_the_lab_has_one_hash() -> None:
-    assert lab_sha256() == lab_sha256()
-    assert len(lab_sha256()) == 16
+def test_rooms_and_files_have_one_hash_each() -> None:
+    kinds = [code_sha256(*LAB), code_sha256("attacks"), code_sha256("attacks/ball.py"), code_sha256("hpm")]
+    assert len({*kinds, *(code_sha256("attacks", place) for place in LAB)}) == 4 + 2
+    assert all(len(kind) == 16 for kind in kinds)
 
 
 ROUNDED = """

@@ -14,6 +14,7 @@ class World(nn.Module):
 
     name = "world"
     row_independent = True
+    is_target = True
 
     def target_logits(self, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpm_robustbench.attacks.apgd import Ball
+from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.draws import drawn
