@@ -10,6 +10,8 @@ Source: Madry et al. 2018 (arXiv 1706.06083); the blend is that of a Lagrangian 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,36 @@ def misclassified(
 
     Under JOINT all of ``x`` is one batch, every iterate is a submission, and all images move.
     """
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         wrong = classifier(x).argmax(1) != y
+    every = torch.ones(len(x))
+    for point in _walks(classifier, x, y, eps, every, restarts, steps, seed):
+        with torch.no_grad():
+            wrong |= classifier(point).argmax(1) != y
+    return wrong
+
+
+def misclassified_one_by_one(
+    classifier: HPMClassifier, x: Tensor, y: Tensor, eps: float, rows: list[int], *, restarts: int, steps: int
+) -> Tensor:
+    """As above, of ``rows`` of a JOINT batch, when the whole batch moves for the sake of one of them at a time."""
+    wrong = torch.zeros(len(x), dtype=torch.bool)
+    for row in rows:
+        alone = torch.zeros(len(x)).index_fill(0, torch.tensor([row]), 1.0)
+        for point in _walks(classifier, x, y, eps, alone, restarts, steps, seed=row):
+            with torch.no_grad():
+                wrong[row] |= classifier(point).argmax(1)[row] != y[row]
+            if wrong[row]:
+                break
+    return wrong
+
+
+def _walks(
+    classifier: HPMClassifier, x: Tensor, y: Tensor, eps: float, weight: Tensor, restarts: int, steps: int, seed: int
+) -> Iterator[Tensor]:
+    """Every point of every walk, on each of which the rows climb by their weight."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
         scales = [scores.std(1, keepdim=True) for scores in _scores(classifier, x)]
         favoured = _others_by_score(_scores(classifier, x)[0], y)
     for restart in range(restarts):
@@ -37,16 +66,19 @@ def misclassified(
         blend = torch.rand(len(x), generator=generator) if restart % 2 else None
         point = (x + eps * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
         for step in range(steps):
-            gradient = _gradient(classifier, point, (y, target), blend, scales)
+            gradient = _gradient(classifier, point, (y, target), blend, scales, weight)
             length = 2 * eps * (1 - step / steps)
             point = (point + length * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
-            with torch.no_grad():
-                wrong |= classifier(point).argmax(1) != y
-    return wrong
+            yield point
 
 
 def _gradient(
-    classifier: HPMClassifier, point: Tensor, way: tuple[Tensor, Tensor], blend: Tensor | None, scales: list[Tensor]
+    classifier: HPMClassifier,
+    point: Tensor,
+    way: tuple[Tensor, Tensor],
+    blend: Tensor | None,
+    scales: list[Tensor],
+    weight: Tensor,
 ) -> Tensor:
     """Of what leads from the first class of the way to the second."""
     leaf = point.clone().requires_grad_()
@@ -60,7 +92,7 @@ def _gradient(
             height = -torch.logsumexp(-needed / SOFTNESS, dim=1)
         else:
             height = blend * (_of(fc, target) - _of(fc, y)) + (1 - blend) * nearer
-        (gradient,) = torch.autograd.grad(height.sum(), leaf)
+        (gradient,) = torch.autograd.grad((weight * height).sum(), leaf)
     return gradient
 
 

@@ -13,7 +13,7 @@ import torch
 from hpm_robustbench.attacks.apgd import LossPerRow, ascend
 from hpm_robustbench.attacks.base import ALL, MATES, OWN, View, seeded
 from hpm_robustbench.attacks.losses import UNTARGETED, ranked_others, targeted_dlr
-from hpm_robustbench.attacks.whole_batches import Cover, batchwise
+from hpm_robustbench.attacks.whole_batches import Cover, Remembering, batchwise
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
@@ -46,6 +46,7 @@ def _joint(
     which rows the attacker has: ``all``, the victims themselves beside clean mates (``own``), or only ``movers`` of
     the rows that follow them (``mates``, 0 for all of these), while the victims stay as they are.
     """
+    view = Remembering(view)
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
     won = torch.zeros_like(active)
     for group in _groups(active, victims):

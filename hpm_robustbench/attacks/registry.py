@@ -18,7 +18,7 @@ from hpm_robustbench.attacks.joint import JOINT
 from hpm_robustbench.attacks.joint_conjunction import JOINT_CONJUNCTION
 from hpm_robustbench.attacks.joint_square import JOINT_SQUARE
 from hpm_robustbench.attacks.noise import NOISE
-from hpm_robustbench.attacks.smoothed import SMOOTHED
+from hpm_robustbench.attacks.smoothed import JOINT_SMOOTHED, SMOOTHED
 from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.shapes import Images, Labels, Mask
@@ -37,6 +37,7 @@ ATTACKS: dict[str, Attack] = {
     "joint-conjunction": JOINT_CONJUNCTION,
     "gmsa": GMSA,
     "joint-square": JOINT_SQUARE,
+    "joint-smoothed": JOINT_SMOOTHED,
     "alone": ALONE,
 }
 

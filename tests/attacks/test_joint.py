@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpm_robustbench.attacks.registry import run_attack
-from hpm_robustbench.attacks.whole_batches import Cover
+from hpm_robustbench.attacks.whole_batches import Cover, Remembering
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.threat import ThreatModel
@@ -166,7 +166,7 @@ def test_ends_when_every_row_is_wrong(worlds):
     view = worlds.Wrapped(world)
     view.row_independent = False
     joint(view, x, y, steps=100)
-    assert view.calls == 2, "one gradient and one look at the target"
+    assert view.calls == 1, "one gradient, and with it the answer of the target"
 
 
 def test_restarts_and_target_ranks_are_different_searches(worlds):
@@ -235,3 +235,26 @@ def test_unknown_move(worlds):
     world, x, y = coupled(worlds, 1.0, 1.0)
     with pytest.raises(UnknownName, match="mates"):
         joint(world, x, y, move="mate")
+
+
+@pytest.mark.parametrize(("is_target", "passes"), [(True, 1), (False, 2)])
+def test_a_view_that_is_the_target_is_asked_once_for_each_iterate(worlds, is_target, passes):
+    robust = worlds.LinearWorld.random(3, 25, seed=1)
+    robust.head.bias += torch.tensor([1e3, 0.0, 0.0])
+    world = worlds.Wrapped(robust)
+    world.is_target = is_target
+    x = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    y = world.predict(x)
+    world.calls = 0
+    joint(world, x, y, steps=5)
+    assert world.calls == passes * 6
+
+
+def test_a_target_that_is_remembered_was_asked_for_these_very_images(worlds):
+    world = worlds.Wrapped(worlds.LinearWorld.random(3, 25, seed=1))
+    view, x = Remembering(world), torch.rand(4, 1, 5, 5)
+    answer = view(x)
+    assert torch.equal(view.target_logits(x.clone()), answer)
+    answer.zero_()
+    assert torch.equal(view.target_logits(x), world(x))
+    assert torch.equal(view.target_logits(x + 0.1), world(x + 0.1))

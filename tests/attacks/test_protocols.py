@@ -18,6 +18,7 @@ SEARCHES = {
     "conjunction": conjunction._conjunction,
     "alone": alone._climb,
     "smoothed": smoothed._smoothed,
+    "joint-smoothed": smoothed._joint_smoothed,
 }
 COUPLED_UNDER_JOINT = {"hpm", "soft"}
 
@@ -58,7 +59,8 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
         "apgd-t@base",
         "fab-t@base",
         "square@base",
-        "smoothed@hpm.where-flat",
+        "smoothed@hpm.sigma-2.0.where-flat",
+        "smoothed@hpm.sigma-3.0.where-flat",
         "hard-label@hpm",
     ]
 
@@ -73,9 +75,13 @@ def test_msa_on_joint_batches():
         "apgd-t@base",
         "fab-t@base",
         "square@base",
+        "joint-smoothed@hpm.sigma-2.0.where-flat",
+        "joint-smoothed@hpm.sigma-3.0.where-flat",
         "joint@hpm.loss-ce.steps-40.victims-16",
         "joint@hpm.loss-ce.steps-40.victims-4",
         "joint@hpm.loss-margin.restart-1.steps-25.victims-1",
+        "joint@hpm.loss-margin.restart-2.steps-25.victims-1",
+        "joint@hpm.loss-margin.restart-3.steps-25.victims-1",
     ]
 
 

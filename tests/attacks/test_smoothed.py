@@ -38,7 +38,7 @@ def test_near_the_closed_form_optimum(threat, worlds):
     world, x = worlds.LinearWorld.random(2, 25, seed=1), images(40)
     y = world.predict(x)
     margin = world.reachable_margin(x, y, threat)
-    broken = world.predict(attack("smoothed", world, x, y, threat, steps=20, samples=200)) != y
+    broken = world.predict(attack("smoothed", world, x, y, threat, steps=20, samples=100)) != y
     assert 10 < broken.sum() < 35
     assert broken[margin > 0.1].all()
     assert not broken[margin < -1e-4].any()
@@ -95,7 +95,8 @@ def test_forward_passes_are_full_and_no_larger_than_the_batch(batch_size, threat
     x, y = images(4), torch.zeros(4, dtype=torch.long)
     attack("smoothed", world, x, y, threat, batch_size=batch_size, steps=2, samples=16)
     assert max(sizes) == {1: 1, 7: 4, 32: 32}[batch_size]
-    assert sum(sizes) == 4 * 2 * (1 + 2 * 16)
+    rounds = 2 * 2 * (1 + 2 * 16)
+    assert sum(sizes) == 4 * (1 + 16 + rounds)  # how many classes there are, which of them are met, two targets
 
 
 def test_rows_that_are_found_cost_no_more_samples(worlds):
@@ -104,4 +105,72 @@ def test_rows_that_are_found_cost_no_more_samples(worlds):
     y = (world.predict(x) + 1) % 3
     world.calls = 0
     attack("smoothed", world, x, y, ThreatModel.parse("Linf", "0.001"), batch_size=10**6)
-    assert world.calls == 3
+    assert world.calls == 5
+
+
+def test_a_class_that_noise_meets_seldom_is_climbed_to_as_well(threat, worlds):
+    """The nearest wrong class lies out of reach; another, seen less often, does not."""
+    x, y = torch.full((1, 1, 5, 5), 0.5), torch.tensor([0])
+    room = float(threat.eps) * (25 if threat.norm.value == "Linf" else 5)  # by so much the sum of pixels can change
+
+    class Crossing(worlds.World):
+        def forward(self, x):
+            pixels = x.flatten(1) - 0.5
+            along, across = pixels.sum(1), (pixels * (1 - 2 * (torch.arange(25) % 2))).sum(1)
+            # Class 1 lies near along one way, but needs more than the budget with every other step of the other way.
+            return torch.stack([0 * along, along - 1.02 * room, across - 0.6 * room], 1)
+
+    world = Crossing()
+    assert world.predict(attack("smoothed", world, x, y, threat, targets=2)).tolist() == [2]
+
+
+def coupled(worlds, bend=lambda logits: logits):
+    """Images whose margins depend on their own pixels, and less on the mean of their batch."""
+    slope = torch.rand(25, generator=torch.Generator().manual_seed(1)) - 0.5
+    world = worlds.CoupledWorld(slope, slope, offset=0.0)
+    seen = through(worlds, world, bend)
+    seen.row_independent = False
+    return world, seen
+
+
+def test_a_whole_batch_behind_a_wall_is_found_as_if_there_were_none(worlds):
+    """Rows that share a mean: labels alone bring the batch to what is known to be the most that one batch can lose."""
+    threat, x = ThreatModel.parse("Linf", "0.1"), images(12)
+    world, walled = coupled(worlds, wall)
+    x = x[world.predict(x) == 0]
+    y = torch.zeros(len(x), dtype=torch.long)
+    most = world.most_wrong(x, threat)
+    step = Step("world", "joint-smoothed", "test", {"where": "flat"})
+    every = torch.ones_like(y, dtype=torch.bool)
+    answers = [*run_attack(step, walled, x, y, every, threat, 0, len(x))]
+    assert most > 1
+    assert (world.predict(x) != y).sum() == 0
+    assert max(int((world.predict(x_adv) != y).sum()) for x_adv in answers) == most
+    gradients = Step("world", "joint", "test", {"steps": 40})
+    (blind,) = run_attack(gradients, walled, x, y, every, threat, 0, len(x))
+    assert (world.predict(blind) != y).sum() < most
+
+
+def test_a_whole_batch_with_gradients_is_spared(worlds):
+    x = images(6)
+    _, world = coupled(worlds)
+    counted = worlds.Wrapped(world)
+    counted.row_independent = False
+    step = Step("world", "joint-smoothed", "test", {"where": "flat"})
+    y = counted.predict(x)
+    counted.calls = 0
+    (x_adv,) = run_attack(
+        step, counted, x, y, torch.ones_like(y, dtype=torch.bool), ThreatModel.parse("Linf", "0.1"), 0, 6
+    )
+    assert torch.equal(x_adv, x)
+    assert counted.calls == 1
+
+
+def test_mates_that_need_nothing_stay_clean(worlds):
+    x = images(6)
+    _, world = coupled(worlds, wall)
+    y, active = world.predict(x), torch.arange(6) % 2 == 0
+    step = Step("world", "joint-smoothed", "test", {"steps": 3, "samples": 50})
+    answers = [*run_attack(step, world, x, y, active, ThreatModel.parse("Linf", "0.3"), 0, 6)]
+    assert any((x_adv[active] != x[active]).any() for x_adv in answers)
+    assert all(torch.equal(x_adv[~active], x[~active]) for x_adv in answers)
