@@ -1,13 +1,14 @@
 """Train a small network of RobustBench's own kind adversarially, from nothing, with the project's own loop.
 
     python -m benchmarks.base_model --data DIR --output DIR [--tune epochs=30]
-    hpm-bench run --factory benchmarks.base_model:wide_resnet --weights DIR/wrn-10-1.safetensors --name Base2026WRN-10-1
-                  --dataset cifar10 --data cifar10.npz --eps 8/255 --recipe uniform-v1 --controls
+    python -m benchmarks.real_models --data DIR --only Base2026WRN-10-1 --recipe uniform-v1 --controls
 
 The architecture is RobustBench's WideResNet (depth 10, widening 1), the track Linf 8/255 on CIFAR-10, the loop that of
 ``hpm-bench finetune`` under the control ``fc``: adversarial training of the FC head and all below it, as by Madry et
 al., ICLR 2018. It is what a CPU core can do in an hour or two, and no rival of the published networks. Repeating the
-command continues. Left are the weights, and beside them how they were made and the curves.
+command continues. Left are the weights, and beside them how they were made and the curves. ``wrn-10-1.safetensors``
+and ``wrn-10-1.json`` here are what it left on one core: 47.6 % of 500 held-out images right, 28.0 % under the
+training's own PGD.
 
 The loop never changes what a normalisation layer takes for mean and variance, so these are measured before, on the
 network as it was drawn (as by Krähenbühl et al., "Data-dependent initializations", ICLR 2016).

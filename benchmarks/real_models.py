@@ -1,4 +1,4 @@
-"""Put small published networks on trial, on real CIFAR-10 and MNIST images: the board's first foreign rows.
+"""Put small networks on trial, on real CIFAR-10 and MNIST images: published ones, and one of benchmarks/base_model.py.
 
     python -m benchmarks.real_models --data DIR --output . [--only NAME ...] [--n-ex 1000]
     python -m benchmarks.real_models --data DIR --only CrownResNet2B-Linf2 --recipe uniform-v1 --controls
@@ -23,7 +23,7 @@ from benchmarks.cifar10 import write_cifar10
 
 @dataclass(frozen=True)
 class RealModel:
-    """A published network: how to build it, its checkpoint, the track it is tried on, and where it comes from."""
+    """A network: how to build it, its checkpoint, the track it is tried on, and where it comes from."""
 
     factory: str
     weights: str
@@ -60,6 +60,12 @@ _AUTOATTACK = {
     "link": "https://github.com/fra31/auto-attack",
     "license": "MIT",
 }
+_OWN = {
+    "title": "Trained by benchmarks/base_model.py, adversarially and from nothing",
+    "authors": "the authors of hpm-robustbench",
+    "link": "",
+    "license": "MIT",
+}
 _HERE = "benchmarks.real_networks"
 MODELS = {
     "CrownResNet4B-Linf2": RealModel(
@@ -82,29 +88,37 @@ MODELS = {
     ),
     "AutoAttackResNet18-Standard": RealModel(
         "pyautoattack.examples.resnet:ResNet18",
-        "pyautoattack:model_test.pt",
+        "pyautoattack:examples/model_test.pt",
         "cifar10",
         "8/255",
         "ResNet-18",
         **_AUTOATTACK,
     ),
+    "Base2026WRN-10-1": RealModel(
+        "benchmarks.base_model:wide_resnet",
+        "benchmarks:wrn-10-1.safetensors",
+        "cifar10",
+        "8/255",
+        "WideResNet-10-1 (78k parameters)",
+        **_OWN,
+    ),
 }
 
 
 def weights_path(model: RealModel, data: Path) -> Path:
-    """The checkpoint: in the data folder, or inside the installed AutoAttack package."""
+    """The checkpoint: in the data folder, inside the installed AutoAttack package, or here."""
     package, _, name = model.weights.rpartition(":")
     if not package:
         return data / "weights" / name
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "examples" / name
+    assert spec is not None and spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / name
 
 
 def command(name: str, model: RealModel, data: Path, images: Path, about: Path, arguments: list[str]) -> list[str]:
     """The ``hpm-bench`` call that tries a model."""
     facts = {key: getattr(model, key) for key in ("architecture", "title", "authors", "link", "license")}
-    about.write_text(json.dumps(facts))
+    about.write_text(json.dumps({key: fact for key, fact in facts.items() if fact}))
     run = [sys.executable, "-m", "hpm_robustbench", "run", "--name", name, "--factory", model.factory]
     track = ["--weights", str(weights_path(model, data)), "--dataset", model.dataset, "--eps", model.eps]
     return [*run, *track, "--data", str(images), "--about", str(about), *arguments]

@@ -1,0 +1,35 @@
+"""The base model that the project trained itself: its weights are those that its record tells of, and can be loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from hpm_robustbench.robustbench_compat import import_robustbench
+
+PLACE = Path(__file__).parents[1] / "benchmarks"
+WEIGHTS = PLACE / "wrn-10-1.safetensors"
+
+
+def test_the_weights_are_the_ones_that_the_record_is_about() -> None:
+    record = json.loads((PLACE / "wrn-10-1.json").read_text())
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == record["sha256"]
+    curves = record["course"]["curves"]
+    assert len(curves) == 1 + record["tuning"]["recipe"]["epochs"]
+    assert curves[-1]["clean"] > curves[-1]["robust"] > 2 * curves[0]["robust"]
+
+
+def test_they_fit_robustbench_s_own_architecture() -> None:
+    import_robustbench()
+    architectures = importlib.import_module("robustbench.model_zoo.architectures.wide_resnet")
+    network = architectures.WideResNet(num_classes=10, depth=10, widen_factor=1).eval()
+    network.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+    with torch.no_grad():
+        logits = network(torch.rand(64, 3, 32, 32))
+    assert logits.isfinite().all()
+    assert logits.argmax(dim=1).unique().numel() > 1
