@@ -235,7 +235,7 @@ def weights() -> None:
 @click.option("--model", required=True, help="A model's name; see `hpm-bench list`.")
 @click.option("--dataset")
 @_both_spellings("threat_model")
-@click.option("--weights", "source", metavar="hf:...", help="Other weights of that model, as for `hpm-bench run`.")
+@click.option("--weights", "source", metavar="hf:...|rb:", help="Other weights of that model, as for `hpm-bench run`.")
 @_model_dir
 @_allow_global
 @click.option("--output", type=_path, help="File of checksums that takes the entries; without it they are printed.")

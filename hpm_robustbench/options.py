@@ -68,7 +68,7 @@ subject_options = together(
     click.option(
         "--weights",
         help="Your model's checkpoint: safetensors, or a torch file of tensors. Or, for any model, "
-        "hf:owner/name@revision[:file] on the Hugging Face Hub.",
+        "hf:owner/name@revision[:file] on the Hugging Face Hub; or rb:, RobustBench's own, the default of its models.",
     ),
     click.option("--head", help="Name of your model's last linear layer, if it cannot be found."),
     click.option("--about", type=a_path, help="JSON file on your model's origin: title, authors, link, license, ..."),

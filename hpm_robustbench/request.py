@@ -41,7 +41,8 @@ def find_spec(
 ) -> ModelSpec:
     """A known model on its own track (see ``Catalog.find``), with its own weights or others.
 
-    Weights from elsewhere take the published figures away: nobody has seen that these were measured on them.
+    Weights from elsewhere take the published figures away: nobody has seen that these were measured on them. ``rb:``
+    is RobustBench's own source, from which its models come by default.
 
     Raises:
         UnknownName: no such model or threat model; the message shows the nearest names.
@@ -74,8 +75,27 @@ def spec_to_run(
 def _with_weights(spec: ModelSpec, weights: str | None) -> ModelSpec:
     if weights is None:
         return spec
+    if weights.startswith("rb:"):
+        return _from_robustbench(spec, weights)
     other = at_commits(weights_from_text(weights)).read_like(spec.weights)
     return replace(spec, weights=other, paper=_without(spec.paper, _OF_ONE_CHECKPOINT))
+
+
+def _from_robustbench(spec: ModelSpec, weights: str) -> ModelSpec:
+    """The model as it is: ``rb:`` says in so many words where a model of RobustBench comes from anyway."""
+    if weights != "rb:":
+        raise UsageProblem(
+            wanted="rb: alone, since RobustBench itself says which files are a model's",
+            got=repr(weights[:160]),
+            next_step="write --weights rb:, or leave it out",
+        )
+    if not spec.factory.startswith("robustbench:"):
+        raise UsageProblem(
+            wanted="a model of RobustBench's for --weights rb:",
+            got=f"{spec.name}, whose weights are {spec.weights}",
+            next_step="leave --weights out, or choose a model of RobustBench's; see `hpm-bench list`",
+        )
+    return spec
 
 
 def _without(paper: Paper, figures: Sequence[str]) -> Paper:

@@ -10,6 +10,7 @@ from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.request import find_spec, own_spec, run_options, spec_to_run
 from hpm_robustbench.threat import Composition
 from hpm_robustbench.training.recipe import Control
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 
 def test_a_model_is_found_on_a_corruption_track() -> None:
@@ -89,6 +90,31 @@ def test_other_weights_are_still_put_together_as_the_models_own() -> None:
         home, asked = find_spec(name), find_spec(name, weights="mine.safetensors")
         kept = ("parts", "leftover", "constants")
         assert all(getattr(asked.weights, field) == getattr(home.weights, field) for field in kept)
+
+
+@pytest.mark.parametrize("name", ["Carmon2019Unlabeled", "Debenedetti2022Light_XCiT-S12"])  # Drive, and a release
+def test_robustbenchs_own_source_is_what_its_models_come_from_by_default(name: str) -> None:
+    assert find_spec(name, weights="rb:") == find_spec(name)
+    assert spec_to_run(name, None, None, None, "rb:") == find_spec(name)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ("Carmon2019Unlabeled", "rb:Wong2020Fast", "rb: alone.*got 'rb:Wong2020Fast'.*write --weights rb:"),
+        (DIGITS_MODEL, "rb:", f"a model of RobustBench's.*got {DIGITS_MODEL}, whose weights are package:"),
+    ],
+)
+def test_robustbenchs_own_source_has_nothing_else(model: str, weights: str, message: str) -> None:
+    with pytest.raises(UsageProblem, match=message):
+        find_spec(model, weights=weights)
+
+
+def test_a_model_of_ones_own_is_not_in_robustbenchs_source() -> None:
+    facts = {"name": "Mine", "head": None, "about": None, "dataset": "scans", "threat_model": None, "eps": "8/255"}
+    with pytest.raises(UsageProblem, match=r"weights that are a file.*'rb:'.*file:rb:"):
+        own_spec("nets:one", "rb:", **facts)
+    assert own_spec("nets:one", "file:rb:", **facts).weights.locators == ("rb:",)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,14 @@ def weights_from_text(text: str) -> WeightsRef:
     local file is a safetensors file, or a state dict that ``torch.save`` wrote.
 
     Raises:
-        UsageProblem: a file on the Hub that is not written as one.
+        UsageProblem: a file on the Hub that is not written as one; or ``rb:``, which stands for no file by itself.
     """
+    if text.startswith("rb:"):
+        raise UsageProblem(
+            wanted="weights that are a file",
+            got=f"{text[:160]!r}, which stands for RobustBench's own ones",
+            next_step="name a model of RobustBench's with --model, or write file:rb:... for a local file of that name",
+        )
     if text.startswith("hf:"):
         written, *others = text.removeprefix("hf:").split(",")
         first = HubFile.parse(written)
