@@ -14,7 +14,12 @@ import torch
 from torch import nn
 
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
-from hpm_robustbench.robustbench_compat import import_robustbench, without_cuda_calls
+from hpm_robustbench.robustbench_compat import (
+    adopt_tensors,
+    import_robustbench,
+    leave_training_everywhere,
+    without_cuda_calls,
+)
 from hpm_robustbench.zoo.spec import ModelSpec
 
 
@@ -45,18 +50,9 @@ def build(spec: ModelSpec) -> nn.Module:
             wanted=wanted, got=f"a {type(network).__name__}", next_step="return the network from the factory"
         )
     network = network.to("cpu").eval()
-    for module in network.modules():
-        module.training = False  # some constructors override eval() and reach only a part of themselves
-        _adopt_tensors(module)
+    leave_training_everywhere(network)
+    adopt_tensors(network)
     return network
-
-
-def _adopt_tensors(module: nn.Module) -> None:
-    """Make buffers of tensors that are mere attributes: normalisation constants that ``.to(device)`` would forget."""
-    stray = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
-    for name, tensor in stray.items():
-        delattr(module, name)
-        module.register_buffer(name, tensor, persistent=False)
 
 
 def _python_function(target: str) -> Callable[[], object]:

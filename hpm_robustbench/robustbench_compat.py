@@ -1,20 +1,26 @@
-"""The one place that makes torchvision, RobustBench and AutoAttack importable.
+"""The one place that makes torchvision, RobustBench and AutoAttack importable, and RobustBench's networks usable.
 
 Each shim stands for a fault of a released version, is active only where the fault shows, and leaves nothing behind
-that another library could meet: the stand-in modules are in ``sys.modules`` only while RobustBench is imported.
+that another library could meet: the stand-in modules are in ``sys.modules`` only while RobustBench is imported. Each
+names the upstream thread on that fault, and has a test that fails once the installed libraries do without it.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _LOCK = threading.RLock()
 
@@ -77,7 +83,8 @@ def without_cuda_calls() -> Iterator[None]:
     """Let ``tensor.cuda()`` return the tensor itself where there is no CUDA device.
 
     The constructor of RobustBench's BiT networks, and so of its two kinds of mixtures, moves two constants to a GPU
-    that need not be there (``architectures/bit_rn.py``, ``ResNetV2``; nobody has reported it).
+    that need not be there (``architectures/bit_rn.py``, ``ResNetV2``). RobustBench pull request 61 had removed all
+    such calls; this one came with a later network and is not reported upstream.
     """
     import torch
 
@@ -91,6 +98,46 @@ def without_cuda_calls() -> Iterator[None]:
             yield
         finally:
             torch.Tensor.cuda = original  # type: ignore[method-assign]
+
+
+def adopt_tensors(network: nn.Module) -> None:
+    """Make buffers of tensors that are mere attributes: normalisation constants that ``.to(device)`` would forget.
+
+    RobustBench issue 58 reported it for two architectures, and pull request 61 mended those; networks that came later
+    (BiT, Bai2023's and Peng2023's WideResNets) have it again, which is not reported upstream.
+    """
+    import torch
+
+    for module in network.modules():
+        stray = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        for name, tensor in stray.items():
+            delattr(module, name)
+            module.register_buffer(name, tensor, persistent=False)
+
+
+def leave_training_everywhere(network: nn.Module) -> None:
+    """Put every module into eval mode, also below those whose own ``eval()`` stops halfway.
+
+    RobustBench's Bai2023Improving overrides ``train()`` and ``eval()`` and leaves out the two networks that it mixes
+    (``architectures/comp_model.py``, ``CompositeModel``; not reported upstream).
+    """
+    for module in network.modules():
+        module.training = False
+
+
+def with_newer_timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Swin of timm before 0.9 as timm names it since (timm issue 2150, RobustBench pull request 166).
+
+    A stage's downsampling belonged to the stage before, the head was one layer, and buffers that follow from the
+    architecture were stored. RobustBench's own loader renames them for the five entries of which it knows.
+    """
+    renamed = {}
+    for key, tensor in state.items():
+        if key.endswith((".relative_position_index", ".attn_mask")):
+            continue
+        new = re.sub(r"\blayers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)
+        renamed[re.sub(r"\bhead\.(weight|bias)$", r"head.fc.\1", new)] = tensor
+    return renamed
 
 
 def _importable(name: str) -> bool:

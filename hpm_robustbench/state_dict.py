@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem
+from hpm_robustbench.robustbench_compat import with_newer_timm_names
 
 READING = 1
 """To be raised whenever a file gives other tensors or names than before: earlier conversions are out of date then."""
@@ -85,25 +86,10 @@ def load_into(
 
 def _forms(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """What a state dict may mean: as it is, under a prefix that was taken off, or as an older library wrote it."""
-    for form in (state, _of_newer_timm(state)):
+    for form in (state, with_newer_timm_names(state)):
         yield form
         for prefix in _PREFIXES:
             yield {f"{prefix}{key}": tensor for key, tensor in form.items()}
-
-
-def _of_newer_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Swin of timm before 0.9 as timm names it since (timm issue 2150, RobustBench pull request 166).
-
-    A stage's downsampling belonged to the stage before, the head was one layer, and buffers that follow from the
-    architecture were stored.
-    """
-    renamed = {}
-    for key, tensor in state.items():
-        if key.endswith((".relative_position_index", ".attn_mask")):
-            continue
-        new = re.sub(r"\blayers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)
-        renamed[re.sub(r"\bhead\.(weight|bias)$", r"head.fc.\1", new)] = tensor
-    return renamed
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hpm_robustbench import robustbench_compat
 
@@ -145,8 +147,57 @@ def release(package: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version(package))[:3]))
 
 
+def test_networks_still_keep_constants_that_stay_behind_on_another_device():
+    """When they are buffers, drop ``adopt_tensors`` (RobustBench issue 58 and pull request 61)."""
+    robustbench_compat.import_robustbench()
+    from robustbench.model_zoo.architectures import bit_rn, dm_rn
+
+    with robustbench_compat.without_cuda_calls():
+        networks = [bit_rn.ResNetV2([1, 1, 1, 1], 1, 10), dm_rn.WideResNet(depth=10, width=1)]
+    for network in networks:
+        assert not copy.deepcopy(network).to("meta").mean.is_meta
+        state = network.state_dict().keys()
+        robustbench_compat.adopt_tensors(network)
+        assert network.to("meta").mean.is_meta
+        assert network.state_dict().keys() == state, "checkpoints do not hold them"
+
+
+def test_a_mixture_still_leaves_a_part_of_itself_in_training():
+    """When ``eval()`` reaches all of it, drop ``leave_training_everywhere``."""
+    robustbench_compat.import_robustbench()
+    from robustbench.model_zoo.architectures.comp_model import CompositeModel, CompositeModelWrapper
+
+    class Small(CompositeModel):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.models = nn.ModuleList([nn.Dropout(), nn.Dropout()])
+            self.policy_net, self.bn = nn.Dropout(), nn.Dropout()
+
+    mixture = CompositeModelWrapper(Small(), parallel=False).eval()
+    assert any(module.training for module in mixture.modules())
+    robustbench_compat.leave_training_everywhere(mixture)
+    assert not any(module.training for module in mixture.modules())
+
+
+def test_timm_still_refuses_the_names_under_which_robustbenchs_swins_were_written():
+    """When timm reads them, or RobustBench does not rename them any more, drop ``with_newer_timm_names``."""
+    robustbench = robustbench_compat.import_robustbench()
+    from timm.models.swin_transformer import SwinTransformer
+
+    assert "checkpoint_filter_fn" in inspect.getsource(robustbench.utils.load_model), "RobustBench pull request 166"
+    sizes = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 8, "num_classes": 5}
+    swin = SwinTransformer(**sizes, depths=(1, 2), num_heads=(1, 2))
+    older = {
+        key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): tensor
+        for key, tensor in swin.state_dict().items()
+    }
+    with pytest.raises(RuntimeError, match=r"layers\.1\.downsample"):
+        swin.load_state_dict(older)
+    assert robustbench_compat.with_newer_timm_names(older).keys() == swin.state_dict().keys()
+
+
 def test_a_constructor_still_asks_for_a_gpu_that_need_not_be_there():
-    """When it does not any more, drop ``without_cuda_calls``."""
+    """When it does not any more, drop ``without_cuda_calls`` (RobustBench pull request 61 left none)."""
     robustbench_compat.import_robustbench()
     from robustbench.model_zoo.architectures.bit_rn import ResNetV2
 
