@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _LOCK = threading.RLock()
 
+_KEPT_COPIES = ("mean_cuda", "std_cuda")
+"""Attributes in which RobustBench's WideResNets keep their constants on the GPU that they first meet."""
 _IMPORT_TIME_WARNINGS = (
     # timm declares TorchScript interfaces while it is imported; torch 2.13 deprecates them.
     r"`torch\.jit\.\w+` is deprecated",
@@ -104,12 +106,17 @@ def adopt_tensors(network: nn.Module) -> None:
     """Make buffers of tensors that are mere attributes: normalisation constants that ``.to(device)`` would forget.
 
     RobustBench issue 58 reported it for two architectures, and pull request 61 mended those; networks that came later
-    (BiT, Bai2023's and Peng2023's WideResNets) have it again, which is not reported upstream.
+    (BiT, Bai2023's and Peng2023's WideResNets) have it again, which is not reported upstream. A copy of a constant that
+    a network will keep from its first pass on a GPU becomes an empty buffer, so that it too moves on with the network.
     """
     import torch
 
     for module in network.modules():
-        stray = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        stray = {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, torch.Tensor) or (value is None and name in _KEPT_COPIES)
+        }
         for name, tensor in stray.items():
             delattr(module, name)
             module.register_buffer(name, tensor, persistent=False)

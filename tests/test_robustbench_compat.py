@@ -162,6 +162,24 @@ def test_networks_still_keep_constants_that_stay_behind_on_another_device():
         assert network.state_dict().keys() == state, "checkpoints do not hold them"
 
 
+def test_a_copy_that_a_network_keeps_on_its_first_gpu_still_stays_there():
+    """When it is not kept any more, drop ``_KEPT_COPIES`` (RobustBench issue 58)."""
+    robustbench_compat.import_robustbench()
+    from robustbench.model_zoo.architectures import dm_rn
+
+    assert "if self.mean_cuda is None" in inspect.getsource(dm_rn.WideResNet.forward)
+    network = dm_rn.WideResNet(depth=10, width=1)
+    adopted = copy.deepcopy(network)
+    robustbench_compat.adopt_tensors(adopted)
+    assert adopted.mean_cuda is None, "the network asks whether it has one"
+    for one in (network, adopted):
+        one.mean_cuda = one.mean.clone()  # as its first pass on a GPU does
+        one.to("meta")
+    assert not network.mean_cuda.is_meta
+    assert adopted.mean_cuda.is_meta
+    assert "mean_cuda" not in adopted.state_dict()
+
+
 def test_a_mixture_still_leaves_a_part_of_itself_in_training():
     """When ``eval()`` reaches all of it, drop ``leave_training_everywhere``."""
     robustbench_compat.import_robustbench()

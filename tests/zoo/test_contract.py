@@ -13,7 +13,9 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 
 import pytest
@@ -119,6 +121,7 @@ def test_every_model_keeps_the_contract(spec: ModelSpec, folder: Path, request: 
     _is_frozen(wrapped)
     _shows_gradients_everywhere(wrapped, others)
     _answers_each_image_for_itself(wrapped, others)
+    _moves_with_all_its_tensors(wrapped)  # and has none any more
     PROVEN.add(likeness)
 
 
@@ -171,6 +174,43 @@ def _answers_each_image_for_itself(wrapped: Wrapped, images: torch.Tensor) -> No
             together, alone = model(images), torch.cat([model(image) for image in images.split(1)])
             scale = together.abs().max()
             assert (together - alone).abs().max() <= 1e-4 * scale
+
+
+def _moves_with_all_its_tensors(wrapped: Wrapped) -> None:
+    """Also those that are no buffers: they would stay behind on another device, of which there may be none here."""
+    for model in (wrapped.classifier, wrapped.base):
+        model.to("meta")
+        left = [path for path, tensor in _tensors_within(model, type(model).__name__, set()) if not tensor.is_meta]
+        assert left == []
+
+
+def _tensors_within(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that is reached from a module through attributes, containers and other objects that hold any."""
+    if id(thing) in seen or isinstance(thing, (type, ModuleType)):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        yield path, thing
+    elif isinstance(thing, Mapping):
+        for key, value in thing.items():
+            yield from _tensors_within(value, f"{path}.{key}", seen)
+    elif isinstance(thing, (list, tuple, set, frozenset)):
+        for number, value in enumerate(thing):
+            yield from _tensors_within(value, f"{path}[{number}]", seen)
+    elif isinstance(thing, partial):
+        yield from _tensors_within((thing.func, thing.args, thing.keywords), path, seen)
+    elif hasattr(thing, "__dict__"):
+        yield from _tensors_within(vars(thing), path, seen)
+
+
+def test_a_tensor_that_stays_behind_is_seen_wherever_it_lies() -> None:
+    network, kept = nn.Sequential(nn.Linear(2, 2)), torch.ones(2)
+    network[0].constants = {"mean": [kept, SimpleNamespace(std=kept.clone(), of=network)]}
+    network[0].shift = partial(torch.add, other=torch.ones(1))
+    network.to("meta")
+    left = {path for path, tensor in _tensors_within(network, "it", set()) if not tensor.is_meta}
+    places = ("constants.mean[0]", "constants.mean[1].std", "shift[2].other")
+    assert left == {f"it._modules.0.{place}" for place in places}
 
 
 def _loads_back(network: nn.Module, spec: ModelSpec, folder: Path, *, by_the_whole_road: bool) -> None:
