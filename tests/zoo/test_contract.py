@@ -117,7 +117,10 @@ def test_every_model_keeps_the_contract(spec: ModelSpec, folder: Path, request: 
     _loads_back(network, spec, folder, by_the_whole_road=by_the_whole_road)
     examples = images_of(spec)
     others = examples.images[N:]  # an image that is its class's prototype has no gradient towards it
+    published = _answer(network, others) if spec.head.output == "probabilities" else None
     wrapped = wrap(network, examples.head(N), head=spec.head)  # proves that the model's answer is unchanged
+    if published is not None:
+        _keeps_the_ensembles_probabilities(wrapped, published, others)
     _is_frozen(wrapped)
     _shows_gradients_everywhere(wrapped, others)
     _answers_each_image_for_itself(wrapped, others)
@@ -149,6 +152,22 @@ class _ButForValues(pickle.Pickler):
             return None
         place = self._places.setdefault(id(obj), len(self._places))  # a tensor that two layers share has one
         return place, tuple(obj.shape), str(obj.dtype), None if isinstance(obj, nn.Parameter) else obj.numpy().tobytes()
+
+
+def _answer(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        answer: Tensor = model(images)
+    return answer
+
+
+def _keeps_the_ensembles_probabilities(wrapped: Wrapped, published: Tensor, images: Tensor) -> None:
+    """The FC logits' softmax and choice are what the upstream model itself said before it was taken apart."""
+    torch.testing.assert_close(published.sum(dim=1), torch.ones(len(images)))
+    with torch.no_grad():
+        fc = wrapped.classifier.embed(images).logits
+    for logits in (_answer(wrapped.base, images), fc):
+        torch.testing.assert_close(logits.softmax(dim=1), published, rtol=1e-5, atol=1e-6)
+        assert torch.equal(logits.argmax(dim=1), published.argmax(dim=1))
 
 
 def _is_frozen(wrapped: Wrapped) -> None:
