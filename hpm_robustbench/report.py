@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hpm_robustbench.threat import Composition, Corruptions
-from hpm_robustbench.zoo.spec import ModelSpec
+from hpm_robustbench.zoo.spec import HeadRule, ModelSpec
 
 if TYPE_CHECKING:
     from hpm_robustbench.ledger.card_bench import HpmBench, Verdict
@@ -283,10 +283,17 @@ def spec_facts(spec: ModelSpec) -> dict[str, Any]:
         "cache": spec.weights.cache or None,
         "head": spec.head.path or ", ".join(spec.head.members) or None,
         "preprocessing": spec.preprocessing,
+        **_batch_effect(spec.head),
         **({"note": spec.head.note} if spec.head.note else {}),
         "n_params": spec.n_params,
         **paper,
     }
+
+
+def _batch_effect(head: HeadRule) -> dict[str, str]:
+    if head.batch_effect is None:
+        return {}
+    return {"batch_effect": f"{head.batch_effect:.1e} of the largest logit, in a batch of 8 with random weights"}
 
 
 def render_facts(facts: Mapping[str, Any]) -> str:

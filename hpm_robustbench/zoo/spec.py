@@ -88,6 +88,8 @@ class HeadRule:
         renormalised: the model normalises the weights of ``path`` on every forward pass; they are kept as one pass
             leaves them.
         one_by_one: the network's answer for an image depends on the others, so it sees one at a time.
+        batch_effect: how far a logit moves in a batch of 8, as a share of the largest logit; measured with random
+            weights, where ``one_by_one`` is set.
         note: what a reader of a number should know, such as where gradients end.
     """
 
@@ -96,6 +98,7 @@ class HeadRule:
     output: Literal["logits", "probabilities"] = "logits"
     renormalised: bool = False
     one_by_one: bool = False
+    batch_effect: float | None = None
     note: str = ""
 
 

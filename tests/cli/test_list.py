@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -46,6 +47,9 @@ def test_show_tells_everything() -> None:
     for fact in ("CC-BY-NC-SA-4.0", "gdrive:", "cifar10/L2/Ding2020MMA.pt", "66.09", "0.5", "WideResNet-28-4"):
         assert fact in text
     assert "package:embedded/digits-resnet.safetensors" in printed("show", "Digits2026ResNet-Linf")
+    coupled = printed("show", "Kang2021Stable")
+    assert re.search(r"batch_effect +3\.9e-04 of the largest logit, in a batch of 8", coupled)
+    assert "batch_effect" not in text
 
 
 def test_nothing_found_is_said() -> None:

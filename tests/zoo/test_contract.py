@@ -195,6 +195,22 @@ def _answers_each_image_for_itself(wrapped: Wrapped, images: torch.Tensor) -> No
             assert (together - alone).abs().max() <= 1e-4 * scale
 
 
+@pytest.mark.zoo
+@pytest.mark.parametrize("spec", [spec for spec in ZOO.values() if spec.head.one_by_one], ids=lambda spec: spec.name)
+def test_what_a_batch_does_to_a_logit_is_what_the_spec_says(spec: ModelSpec) -> None:
+    network = build(spec)
+    images = torch.rand((8, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    together, alone = _answer(network, images), torch.cat([_answer(network, image) for image in images.split(1)])
+    effect = float((together - alone).abs().max() / together.abs().max())
+    assert spec.head.batch_effect is not None
+    assert 1 / 3 < effect / spec.head.batch_effect < 3, "of the same order, whatever the processor"
+
+
+def test_every_model_that_sees_one_image_at_a_time_says_what_a_batch_would_do() -> None:
+    told = {key for key, spec in ZOO.items() if spec.head.batch_effect is not None}
+    assert told == {key for key, spec in ZOO.items() if spec.head.one_by_one} == {"cifar10/Linf/Kang2021Stable"}
+
+
 def _moves_with_all_its_tensors(wrapped: Wrapped) -> None:
     """Also those that are no buffers: they would stay behind on another device, of which there may be none here."""
     for model in (wrapped.classifier, wrapped.base):
