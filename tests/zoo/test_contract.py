@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import os
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -52,6 +54,8 @@ REPRESENTATIVE = {
     "imagenet/Linf/Wong2020Fast",  # 288 x 288
 }
 N = 2
+MEMORY = 8e9
+"""Bytes that one model may take, and so this process, which has one at a time, and the one that reads pickles."""
 
 
 CASES = [
@@ -125,6 +129,8 @@ def test_every_model_keeps_the_contract(spec: ModelSpec, folder: Path, request: 
     _shows_gradients_everywhere(wrapped, others)
     _answers_each_image_for_itself(wrapped, others)
     _moves_with_all_its_tensors(wrapped)  # and has none any more
+    if by_the_whole_road:
+        assert _peak_memory() < MEMORY
     PROVEN.add(likeness)
 
 
@@ -168,6 +174,19 @@ def _keeps_the_ensembles_probabilities(wrapped: Wrapped, published: Tensor, imag
     for logits in (_answer(wrapped.base, images), fc):
         torch.testing.assert_close(logits.softmax(dim=1), published, rtol=1e-5, atol=1e-6)
         assert torch.equal(logits.argmax(dim=1), published.argmax(dim=1))
+
+
+def _peak_memory() -> int:
+    """Most bytes of memory that this process or a child that has ended ever had at once."""
+    import resource  # not on every system, and only the whole zoo asks
+
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
+
+
+def test_the_peak_of_memory_is_told_in_bytes() -> None:
+    ballast = torch.ones(2**26)
+    assert ballast.nbytes < _peak_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _is_frozen(wrapped: Wrapped) -> None:
