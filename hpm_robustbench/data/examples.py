@@ -24,7 +24,9 @@ Read: TypeAlias = Callable[[int | None], Pair]
 class ExampleSet:
     """Images and labels of one split, checked once, so that nobody downstream has to.
 
-    ``images``: float32 in [0, 1], N C H W in the dataset's shape. ``labels``: int64 in [0, K). At least one row.
+    ``images``: float32 in [0, 1], N C H W in the dataset's shape; contiguous here, however they lay before, since the
+    reference AutoAttack flattens what it makes in the layout of the images. ``labels``: int64 in [0, K). At least one
+    row.
     ``cut_from``: how many images the split holds, where these are the first of them for want of room.
 
     Raises:
@@ -41,6 +43,7 @@ class ExampleSet:
     def __post_init__(self) -> None:
         _check_images(self.dataset, self.images)
         _check_labels(self.dataset, self.labels, len(self.images))
+        object.__setattr__(self, "images", self.images.contiguous())
 
     def __len__(self) -> int:
         return len(self.images)

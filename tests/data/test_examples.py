@@ -6,10 +6,15 @@ import struct
 
 import pytest
 import torch
+from torch import nn
 
+from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import DataSource, ExampleSet
 from hpm_robustbench.errors import InvalidInput
-from hpm_robustbench.threat import Dataset
+from hpm_robustbench.hpm.views import Subject, make_view
+from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.load import wrap
+from hpm_robustbench.threat import Dataset, ThreatModel
 
 TINY = Dataset("tiny", 3, (1, 2, 2))
 
@@ -23,6 +28,20 @@ def test_a_whole_set_is_accepted_and_keeps_its_tensors():
     examples = example_set()
     assert len(examples) == 4
     assert examples.labels.tolist() == [0, 1, 2, 0]
+
+
+def test_images_that_lay_channels_last_meet_autoattack_as_well():
+    """Its APGD flattens gradients in the images' own layout; ``permute`` of a decoded picture leaves the other one."""
+    pictures = torch.rand(6, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    examples = ExampleSet(Dataset("colour", 2, (3, 8, 8)), "test", pictures.permute(0, 3, 1, 2), torch.arange(6) % 2)
+    assert torch.equal(examples.images.permute(0, 2, 3, 1), pictures)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).requires_grad_(False)
+    net[3].bias.zero_().sub_(net(examples.images).mean(0))  # so that it answers now this, now that
+    view = make_view("hpm", Subject(wrap(net, examples).classifier, net))
+    step = Step("hpm", "apgd-t", "test", {"n_iter": 3})
+    x, y = examples.images, view.target_logits(examples.images).argmax(dim=1)
+    (x_adv,) = run_attack(step, view, x, y, torch.ones(6, dtype=torch.bool), ThreatModel.parse("Linf", "0.5"), 0, 6)
+    assert (view.target_logits(x_adv).argmax(dim=1) != y).any()
 
 
 @pytest.mark.parametrize("value", [-0.001, 1.001, float("nan"), float("inf"), float("-inf")])
