@@ -102,7 +102,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     tuning = None if given.recipe is None else Tuning(find_recipe(given.recipe), None, 0)
-    case = prepare(find_spec(DIGITS_MODEL), RunOptions(n_ex=given.n_ex, output=given.output, tuning=tuning))
+    # No card is written here, so none that lies there already is in the way.
+    options = RunOptions(n_ex=given.n_ex, output=given.output, tuning=tuning, overwrite=True)
+    case = prepare(find_spec(DIGITS_MODEL), options)
     attack(case)
     report(case)
 
