@@ -2,7 +2,8 @@
 
 Each shim stands for a fault of a released version, is active only where the fault shows, and leaves nothing behind
 that another library could meet: the stand-in modules are in ``sys.modules`` only while RobustBench is imported. Each
-names the upstream thread on that fault, and has a test that fails once the installed libraries do without it.
+names the upstream thread on that fault or says that there is none, and has a test that fails once the installed
+libraries do without it.
 """
 
 from __future__ import annotations

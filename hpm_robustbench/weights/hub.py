@@ -74,13 +74,19 @@ def _check_arrived(path: Path, file: HubFile) -> None:
         while chunk := stream.read(1 << 20):
             hasher.update(chunk)
     if hasher.hexdigest() != blob.name:
-        path.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
+        forget(path)
         raise IntegrityError(
             wanted=f"{file.file} of {file.repo} at {file.revision}, which hashes to {blob.name}",
             got=f"a file that hashes to {hasher.hexdigest()}; it was not kept",
             next_step="repeat the command; if it happens again, something on the way changes files",
         )
+
+
+def forget(path: Path) -> None:
+    """Take a file out of the client's cache: its name there, and the content that it leads to."""
+    content = path.resolve()
+    path.unlink(missing_ok=True)
+    content.unlink(missing_ok=True)
 
 
 def at_commits(reference: WeightsRef, hub: Hub | None = None) -> WeightsRef:

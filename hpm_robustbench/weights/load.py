@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from hpm_robustbench.architectures import build
-from hpm_robustbench.errors import IntegrityError, InvalidInput
+from hpm_robustbench.errors import IntegrityError, InvalidInput, UnsafePickle
 from hpm_robustbench.state_dict import load_into
 from hpm_robustbench.weights.converted import read_tensors
 from hpm_robustbench.weights.locate import Original, locate
@@ -51,8 +51,14 @@ def load_weights(
         HpmBenchError: see ``build``, ``locate``, ``read_tensors`` and ``load_into``.
     """
     originals = locate(spec, model_dir, fetcher, trust)
-    _tell_unpinned(spec, originals)
-    return assemble(spec, originals, model_dir, trust, network)
+    unpinned = [o for o in originals if not o.pinned and o.locator.partition(":")[0] not in _OWN]
+    _tell_unpinned(unpinned)
+    try:
+        return assemble(spec, originals, model_dir, trust, network)
+    except UnsafePickle:
+        raise
+    except IntegrityError as error:
+        raise _with_what_stays(error, [o for o in unpinned if not o.locator.startswith("hf:")]) from error
 
 
 def assemble(
@@ -86,14 +92,22 @@ def fill(
         load_into(part, state, source, reference.leftover, reference.constants)
 
 
-def _tell_unpinned(spec: ModelSpec, originals: Sequence[Original]) -> None:
+def _tell_unpinned(unpinned: Sequence[Original]) -> None:
     """One line about files that somebody else may have changed since they were published."""
-    unpinned = [o for o in originals if not o.pinned and o.locator.partition(":")[0] not in _OWN]
     if unpinned:
         log.info(
             "not pinned: %s; `hpm-bench weights pin` holds a checkpoint to what it is now",
             "; ".join(f"{original.locator} with sha256 {original.checksum.sha256}" for original in unpinned),
         )
+
+
+def _with_what_stays(error: IntegrityError, unpinned: Sequence[Original]) -> IntegrityError:
+    """The same, and how to have a file that does not fit fetched again: what is there is not asked for."""
+    if not unpinned:
+        return error
+    paths = " and ".join(str(original.path) for original in unpinned)
+    next_step = f"{error.next_step}; to have it fetched again, remove {paths} and repeat the command"
+    return IntegrityError(wanted=error.wanted, got=error.got, next_step=next_step)
 
 
 def _parts(model: nn.Module, reference: WeightsRef) -> Sequence[nn.Module]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.weights.converted import convert_once
 from hpm_robustbench.weights.fetch import fetch_once
+from hpm_robustbench.weights.hub import forget
 from hpm_robustbench.weights.places import places
 from hpm_robustbench.weights.transfer import Fetcher
 from hpm_robustbench.weights.trust import STRICT, Trust, verify
@@ -56,8 +57,23 @@ def locate(
             accept = partial(_accept, expected=expected, model_dir=model_dir, trust=trust)
             fetch_once(place, path, accept, place.by_hand(exactly=only), fetcher)
         _check_readable(spec, path)
-        found.append(Original(path, verify(path, expected), place.locator, expected is not None))
+        found.append(Original(path, _verified(path, place.locator, expected), place.locator, expected is not None))
     return tuple(found)
+
+
+def _verified(path: Path, locator: str, expected: Checksum | None) -> Checksum:
+    """As ``verify``; a file from the Hub that is not the expected one does not stay in the Hub's cache."""
+    try:
+        return verify(path, expected)
+    except IntegrityError as error:
+        if not locator.startswith("hf:"):
+            raise
+        forget(path)
+        raise IntegrityError(
+            wanted=error.wanted,
+            got=f"{error.got}; it was not kept",
+            next_step="see whether its owner tells why it changed; if not, do not use it",
+        ) from error
 
 
 def _accept(path: Path, *, expected: Checksum | None, model_dir: Path, trust: Trust) -> None:

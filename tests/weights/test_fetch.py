@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
-from hpm_robustbench.weights import locate
+from hpm_robustbench.weights import load_weights, locate
 from hpm_robustbench.weights.places import fetched_place
 from hpm_robustbench.weights.transfer import Partial, Patient, Unavailable
 from hpm_robustbench.weights.web import GoogleDrive, Web
@@ -260,7 +261,7 @@ FETCH = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from hpm_robustbench.weights import locate
+from hpm_robustbench.weights import load_weights, locate
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.spec import WeightsRef
 
@@ -294,3 +295,24 @@ def test_two_processes_fetch_one_file_once(tmp_path, server, torch_bytes, leftov
     assert [out.strip() for out, _ in ended] == 2 * [sha256(torch_bytes())], ended
     assert [asked.headers.get("Range") for asked in server.asked] == [None, "bytes=196608-"]
     assert leftovers(tmp_path / "models") == kept(torch_bytes(), f"upstream:{url}")
+
+
+def test_a_checkpoint_of_another_architecture_says_how_to_have_it_fetched_again(
+    upstream, server, torch_bytes, tmp_path
+):
+    """It is a whole checkpoint, so it is kept; nobody asks for another one before it is gone."""
+    right = torch.nn.Linear(2, 2)
+
+    def load():
+        return load_weights(upstream, tmp_path, Web(), network=torch.nn.Linear(2, 2)).model.state_dict()
+
+    server.content = torch_bytes({"elsewhere": torch.ones(2)})
+    with pytest.raises(IntegrityError, match="to have it fetched again, remove ") as caught:
+        load()
+    (named,) = re.findall(r"remove (\S+) and repeat", str(caught.value))
+    server.content, asked = torch_bytes(right.state_dict()), len(server.asked)
+    with pytest.raises(IntegrityError):
+        load()
+    assert len(server.asked) == asked
+    Path(named).unlink()
+    assert torch.equal(load()["weight"], right.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpm_robustbench.errors import DownloadFailed
+from hpm_robustbench.errors import DownloadFailed, IntegrityError
 from hpm_robustbench.request import spec_to_run
+from hpm_robustbench.weights import Trust, locate
 from hpm_robustbench.weights.hub import Hub, at_commits
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
@@ -116,6 +118,17 @@ def test_a_known_model_takes_weights_from_the_hub():
     spec = spec_to_run("Wong2020Fast", None, None, "4/255", weights=written)
     assert (str(spec.weights), spec.name) == (written, "Wong2020Fast_eps4-255")
     assert spec.factory == "robustbench:cifar10/Linf/Wong2020Fast"
+
+
+def test_a_file_that_is_not_the_pinned_one_does_not_stay_in_the_cache(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("hpm_robustbench.weights.places.Hub", lambda: hub)
+    spec = spec_to_run("Wong2020Fast", None, None, None, weights=f"hf:owner/name@{COMMIT}:model.safetensors")
+    checksums = tmp_path / "checksums.json"
+    checksums.write_text(json.dumps({str(spec.weights): {"sha256": "0" * 64, "size": len(CONTENT)}}))
+    with pytest.raises(IntegrityError, match=r"sha256 0000.*; it was not kept") as caught:
+        locate(spec, tmp_path / "models", trust=Trust(checksums))
+    assert caught.value.exit_code == 4
+    assert not [path for path in Path(hub.cache).rglob("*") if path.is_file() and path.read_bytes() == CONTENT]
 
 
 LOAD = """
