@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cifar10 import training_images
+from benchmarks.cifar10 import images_of
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.load import wrap
 from hpm_robustbench.robustbench_compat import import_robustbench
@@ -94,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     knobs = {**FROM_NOTHING, **dict(knob.split("=", 1) for knob in chosen.tune)}
     tuning = Tuning(find_recipe("uniform-v1").with_knobs(knobs), Control.FC, chosen.seed)
-    training = training_images(chosen.data / "cifar10", chosen.images)
+    training = images_of(chosen.data / "cifar10", "train", chosen.images)
     wrapped = wrap(drawn(training.images[:_MEASURED], chosen.seed), training, keep=chosen.output / "prototypes")
     place = chosen.output / "finetuned"
     print(write(finetune_once(NAME, wrapped, training, THREAT, tuning, place, Compute()), tuning, chosen.output))

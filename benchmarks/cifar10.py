@@ -16,14 +16,14 @@ from hpm_robustbench.data.known import KNOWN
 _SIDE, _PER_MOSAIC = 32, 2500
 
 
-def training_images(folder: Path, count: int | None = None) -> ExampleSet:
-    """The first ``count`` training images in the official order, or all 50,000; no more files are read than needed."""
-    pixels = torch.from_numpy(read_mosaics(folder, "train", count)).permute(0, 3, 1, 2) / 255
-    labels = torch.from_numpy(_labels(folder)["train"][:count]).long()
-    return ExampleSet(KNOWN["cifar10"], "train", pixels, labels)
+def images_of(folder: Path, split: str, count: int | None = None) -> ExampleSet:
+    """The first ``count`` images of a split in the official order, or all; no more files are read than needed."""
+    pixels = torch.from_numpy(_read_mosaics(folder, split, count)).permute(0, 3, 1, 2) / 255
+    labels = torch.from_numpy(_labels(folder)[split][:count]).long()
+    return ExampleSet(KNOWN["cifar10"], split, pixels, labels)
 
 
-def read_mosaics(folder: Path, split: str, count: int | None = None) -> np.ndarray:
+def _read_mosaics(folder: Path, split: str, count: int | None = None) -> np.ndarray:
     """The first ``count`` images of a split, or all of them: uint8 [N, 32, 32, 3], in the official order."""
     files = sorted(folder.glob(f"{split}_*.webp"))
     needed = len(files) if count is None else math.ceil(count / _PER_MOSAIC)
@@ -41,7 +41,7 @@ def _mosaic(path: Path) -> np.ndarray:
 def write_cifar10(folder: Path, target: Path) -> Path:
     """CIFAR-10 as one .npz file, as ``--data`` takes it."""
     labels = _labels(folder)
-    arrays = {f"x_{split}": read_mosaics(folder, split) for split in ("test", "train")}
+    arrays = {f"x_{split}": _read_mosaics(folder, split) for split in ("test", "train")}
     np.savez(target, **arrays, y_test=labels["test"], y_train=labels["train"])
     return target
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.cifar10 import training_images
+from benchmarks.cifar10 import images_of
 from benchmarks.real_models import MODELS, weights_path
 from hpm_robustbench.data import ExampleSet, open_dataset
 from hpm_robustbench.load import Wrapped, wrap
@@ -106,7 +106,7 @@ class FewImages:
         model = MODELS[name]
         asked = {"name": name, "head": None, "about": None, "dataset": model.dataset, "threat_model": None}
         spec = own_spec(model.factory, str(weights_path(model, folder)), eps=model.eps, **asked)
-        self.images = training_images(folder / "cifar10", count)
+        self.images = images_of(folder / "cifar10", "train", count)
         self.wrapped = wrap(load_weights(spec, Path("models")).model, self.images, device=device)
         assert isinstance(spec.threat, ThreatModel)
         self.threat, self.device = spec.threat, device

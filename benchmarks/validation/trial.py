@@ -28,9 +28,7 @@ class Tried:
 
     def record(self, target: str, batching: Batching = Batching.SOLO) -> RunRecord:
         """The rows of one trial."""
-        plans = (record.plan for record in self.outcome.records)
-        found = [plan.target == target and plan.batching is batching for plan in plans]
-        return self.outcome.records[found.index(True)]
+        return record_of(self.outcome, target, batching)
 
     @property
     def base_autoattack(self) -> np.ndarray:
@@ -53,6 +51,11 @@ class Tried:
         bench = self.outcome.card.hpm_bench
         assert bench is not None
         return [f"{e.target}: {flag}" for e in bench.evaluations for flag in e.all_flags]
+
+
+def record_of(outcome: Outcome, target: str, batching: Batching) -> RunRecord:
+    """The rows of one trial of those behind a card."""
+    return next(r for r in outcome.records if r.plan.target == target and r.plan.batching is batching)
 
 
 def attempt(planted: Planted, world: Digits, batchings: tuple[Batching, ...] = ()) -> Tried:

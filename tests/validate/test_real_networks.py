@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from cifar10 import read_mosaics, training_images
+from cifar10 import images_of
 from real_networks import resnet4b, resnet20
-from torch import Tensor, nn
+from torch import nn
 from validation.independent import misclassified
+from validation.trial import record_of
 
 import hpm_robustbench
+from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.card_evaluation import DOUBT
 from hpm_robustbench.ledger.plan import AUTOATTACK
@@ -62,24 +63,23 @@ class Tried:
     """A network with its images, after its trial."""
 
     network: nn.Module
-    test: tuple[Tensor, Tensor]
-    train: tuple[Tensor, Tensor]
+    test: ExampleSet
+    train: ExampleSet
     outcome: Outcome
 
     def record(self, target: str, batching: Batching = Batching.SOLO) -> RunRecord:
-        (found,) = (r for r in self.outcome.records if r.plan.target == target and r.plan.batching is batching)
-        return found
+        return record_of(self.outcome, target, batching)
 
     def standing(self, target: str, batching: Batching = Batching.SOLO, group: str | None = None) -> np.ndarray:
         return np.array(self.record(target, batching).standing(group))
 
 
 def attempt(real: Real, data: Path, folder: Path, batchings: tuple[Batching, ...], **knobs: float) -> Tried:
-    test, train = images_of(data)
+    test, train = images_of(data / "cifar10", "test", IMAGES), images_of(data / "cifar10", "train", TRAINING)
     outcome = hpm_robustbench.benchmark(
         loaded(real, data, folder),
-        test,
-        train,
+        (test.images, test.labels),
+        (train.images, train.labels),
         name="Real",
         eps=real.eps,
         n_ex=IMAGES,
@@ -95,14 +95,6 @@ def loaded(real: Real, data: Path, folder: Path) -> nn.Module:
     network, path = real.factory(), data / "weights" / real.weights
     load_into(network, read_tensors(path, measure(path), folder, STRICT), real.weights)
     return network.eval().requires_grad_(False)
-
-
-def images_of(data: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The first test images of CIFAR-10, and training images for the prototypes."""
-    pixels = torch.from_numpy(read_mosaics(data / "cifar10", "test", IMAGES)).permute(0, 3, 1, 2) / 255
-    labels = np.load(data / "cifar10" / "labels.npz", allow_pickle=False)["test"][:IMAGES]
-    training = training_images(data / "cifar10", TRAINING)
-    return (pixels, torch.from_numpy(labels).long()), (training.images, training.labels)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +113,10 @@ def test_msa_is_never_weaker_than_autoattack_or_any_member(robust: Tried) -> Non
 
 @pytest.mark.parametrize("batching", [Batching.SOLO, Batching.JOINT])
 def test_an_attacker_of_other_making_finds_nothing_more(robust: Tried, batching: Batching) -> None:
-    hpm = hpm_robustbench.wrap(deepcopy(robust.network), *robust.train).with_batching(batching)
-    x, y = robust.test
+    hpm = hpm_robustbench.wrap(deepcopy(robust.network), robust.train.images, robust.train.labels).with_batching(
+        batching
+    )
+    x, y = robust.test.images, robust.test.labels
     eps = float(robust.record("hpm").plan.threat.eps)
     wrong = misclassified(hpm, x, y, eps, restarts=18, steps=40).numpy()
     assert wrong.sum() > 0

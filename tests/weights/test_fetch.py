@@ -261,7 +261,7 @@ FETCH = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from hpm_robustbench.weights import load_weights, locate
+from hpm_robustbench.weights import locate
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.spec import WeightsRef
 
