@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
-from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
+from hpm_robustbench.shapes import Labels, Logits, Losses
 
 _TINY = 1e-12
 
@@ -44,23 +43,6 @@ def targeted_dlr(logits: Logits, y: Labels, target: Labels) -> Losses:
     ordered = logits.sort(dim=1, descending=True).values
     spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     return targeted_margin(logits, y, target) / (spread + _TINY)
-
-
-def slope_of(
-    view: Callable[[Images], Logits], x: Images, y: Labels, loss: Callable[[Logits, Labels], Losses]
-) -> Images:
-    """The gradient of a loss by the images; zero where the answer has none."""
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        connected = loss(view(leaf), y).sum() + 0 * leaf.sum()
-        (slope,) = torch.autograd.grad(connected, leaf)
-    return slope
-
-
-def flat(slope: Images) -> Mask:
-    """Rows whose gradient is exactly zero, or not finite."""
-    values = slope.flatten(1)
-    return (values == 0).all(dim=1) | ~values.isfinite().all(dim=1)
 
 
 def ranked_others(logits: Logits, y: Labels) -> Int[Tensor, "N R"]:

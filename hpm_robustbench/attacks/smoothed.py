@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import Submissions, View, packed, seeded
-from hpm_robustbench.attacks.losses import flat, margin, ranked_others, slope_of
+from hpm_robustbench.attacks.losses import margin, ranked_others
+from hpm_robustbench.attacks.slope import flat, misled_by, slope_of
 from hpm_robustbench.attacks.whole_batches import Cover, batchwise
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Mask
@@ -31,7 +32,7 @@ from hpm_robustbench.threat import Norm, ThreatModel
 
 INERTIA = 0.9
 """Share of the last direction that a new one keeps; few samples are noisy, and so their noise averages out."""
-WHERE = ("everywhere", "flat")
+WHERE = ("everywhere", "flat", "misled")
 Noise = Float[Tensor, "S C H W"]
 RowNoise = Float[Tensor, "S R C H W"]
 Rows = Int[Tensor, "R"]
@@ -141,11 +142,14 @@ def _nearer(labels: Int[Tensor, "S R"], y: Rows, target: Rows) -> Int[Tensor, "S
     return (labels == target).long() - (labels == y).long()
 
 
-def _worth_it(view: View, x: Images, y: Labels, where: str) -> Mask:
-    """All rows, or only those at which the margin has no gradient, which costs the others one pass."""
+def _worth_it(view: View, x: Images, y: Labels, threat: ThreatModel, where: str) -> Mask:
+    """All rows, or only those at which the margin has no gradient, or (``misled``) also where it leads nowhere."""
     if where not in WHERE:
         raise UnknownName("where", where, WHERE)
-    return flat(slope_of(view, x, y, margin)) if where == "flat" else torch.ones_like(y, dtype=torch.bool)
+    if where == "everywhere":
+        return torch.ones_like(y, dtype=torch.bool)
+    slope = slope_of(view, x, y, margin)
+    return flat(slope) if where == "flat" else flat(slope) | misled_by(slope, view, x, y, threat)
 
 
 def _smoothed(
@@ -162,9 +166,9 @@ def _smoothed(
     targets: int = 3,
     where: str = "everywhere",
 ) -> Images:
-    """Rows that still stand; where ``where`` is ``flat``, only those at which the margin has no gradient."""
+    """Rows that still stand; ``where`` says which of them are worth it (``_worth_it``)."""
     answer = x.clone()
-    standing = _worth_it(view, x, y, where)
+    standing = _worth_it(view, x, y, threat, where)
 
     def fallen(point: Images) -> Mask:
         wrong = view.target_logits(point).argmax(dim=1) != y
@@ -207,7 +211,7 @@ def _joint_smoothed(
         kept.observe(point, torch.zeros(len(point)))
         return kept.wrong
 
-    standing = active & _worth_it(view, x, y, where)
+    standing = active & _worth_it(view, x, y, threat, where)
     if standing.any():
         _climb(_Labels(view, x, len(x)), x, y, standing, threat, seed, fallen, _Budget(steps, samples, sigma, targets))
     return kept.submissions or (x,)

@@ -24,10 +24,14 @@ LAB = ("hpm", "attacks", "evaluation")
 
 
 def state_sha256(*modules: nn.Module) -> str:
-    """Hash of every parameter and buffer (name, type, shape, bytes) of the modules, in hex."""
+    """Hash of every parameter and buffer (name, type, shape, bytes) of the modules, in hex.
+
+    Buffers that a module does not save count too: its answers depend on them.
+    """
     hasher = hashlib.sha256()
     for module in modules:
-        for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+        unsaved = dict(module.named_buffers(remove_duplicate=False))
+        for name, tensor in sorted({**unsaved, **module.state_dict(keep_vars=True)}.items()):
             value = tensor.detach().cpu().contiguous()
             hasher.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
             hasher.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -7,19 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.attacks.base import seeded
-from hpm_robustbench.attacks.losses import cross_entropy, flat, margin, slope_of
+from hpm_robustbench.attacks.losses import cross_entropy, margin
+from hpm_robustbench.attacks.slope import flat, misled_by, rounding, slope_of
 from hpm_robustbench.evaluation.sample import Sample
 from hpm_robustbench.shapes import Labels, Logits, Losses, Mask
 
-_ROUNDING = 1e-4
-"""Share of the logits' spread by which another order or size of a batch may change a logit."""
-_UNITS = 16
-"""Units in the last place of the largest logit by which it may change, too."""
 _SIZES = (1, 8)
-_SMALL = 0.01
-"""Share of eps that is a small step: most networks are as good as linear within it."""
+_OF_ONE = 1e-4
+"""How far from 1 the sum of probabilities may lie."""
 
 
 def dead_gradients(sample: Sample, loss: Callable[[Logits, Labels], Losses]) -> Mask:
@@ -28,23 +24,13 @@ def dead_gradients(sample: Sample, loss: Callable[[Logits, Labels], Losses]) -> 
 
 
 def misled(sample: Sample) -> Mask:
-    """Rows at which a small step along the gradient of the margin gains less than half of what it promises.
-
-    So it is where a gradient is noise, leads elsewhere, or belongs to another image.
-
-    Source: the local linearity of Qin et al. 2019 (arXiv 1907.02610), as a check instead of a regulariser.
-    """
-    return torch.cat([_misled_in_batch(batch) for batch in sample.batches()])
-
-
-def _misled_in_batch(batch: Sample) -> Mask:
-    slope, ball = slope_of(batch.view, batch.x, batch.y, margin), Ball(batch.x, batch.threat)
-    point = ball.project(batch.x + _SMALL * float(batch.threat.eps) * ball.direction(slope))
-    promised = ((point - batch.x) * slope).flatten(1).sum(dim=1)
-    before, after = batch.view.target_logits(batch.x), batch.view.target_logits(point)
-    gained = margin(after, batch.y) - margin(before, batch.y)
-    short: Tensor = promised / 2 - gained > _rounding(before)
-    return short
+    """Rows at which a small step along the gradient of the margin gains less than half of what it promises."""
+    return torch.cat(
+        [
+            misled_by(slope_of(batch.view, batch.x, batch.y, margin), batch.view, batch.x, batch.y, batch.threat)
+            for batch in sample.batches()
+        ]
+    )
 
 
 def repeated(sample: Sample) -> Mask:
@@ -74,7 +60,7 @@ def regrouped(sample: Sample) -> Mask:
 def probabilities(logits: Logits) -> Mask:
     """Rows that lie in [0, 1] and sum to 1."""
     inside = ((logits >= 0) & (logits <= 1)).all(dim=1)
-    return inside & ((logits.sum(dim=1) - 1).abs() < _ROUNDING)
+    return inside & ((logits.sum(dim=1) - 1).abs() < _OF_ONE)
 
 
 def saturated(sample: Sample, logits: Logits) -> Mask:
@@ -95,12 +81,6 @@ def _answers(sample: Sample, size: int | None = None) -> Logits:
 
 def _relabelled(before: Logits, after: Logits) -> Mask:
     """Rows with another label whose logits differ by more than rounding does, or are not finite any more."""
-    within_rounding = (after - before).abs().amax(dim=1) <= _rounding(before)
+    within_rounding = (after - before).abs().amax(dim=1) <= rounding(before)
     flips: Tensor = ~within_rounding & (after.argmax(dim=1) != before.argmax(dim=1))
     return flips
-
-
-def _rounding(logits: Logits) -> float:
-    """What rounding may do to a logit; a constant that is added to all of them hides nothing in it."""
-    spread, largest = (logits.amax(dim=1) - logits.amin(dim=1)).amax(), logits.abs().amax()
-    return float(_ROUNDING * spread + _UNITS * torch.finfo(logits.dtype).eps * largest)

@@ -59,8 +59,8 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
         "apgd-t@base",
         "fab-t@base",
         "square@base",
-        "smoothed@hpm.sigma-2.0.where-flat",
-        "smoothed@hpm.sigma-3.0.where-flat",
+        "smoothed@hpm.sigma-2.0.where-misled",
+        "smoothed@hpm.sigma-3.0.where-misled",
         "hard-label@hpm",
     ]
 
@@ -70,18 +70,17 @@ def test_msa_on_joint_batches():
         "joint@hpm.loss-ce",
         "joint@hpm.loss-dlr",
         "joint@soft.loss-ce",
+        "apgd-t@l2",
         "joint-square@hpm",
         "apgd-ce@base",
         "apgd-t@base",
         "fab-t@base",
         "square@base",
-        "joint-smoothed@hpm.sigma-2.0.where-flat",
-        "joint-smoothed@hpm.sigma-3.0.where-flat",
+        "joint-smoothed@hpm.sigma-2.0.where-misled",
+        "joint-smoothed@hpm.sigma-3.0.where-misled",
         "joint@hpm.loss-ce.steps-40.victims-16",
         "joint@hpm.loss-ce.steps-40.victims-4",
-        "joint@hpm.loss-margin.restart-1.steps-25.victims-1",
-        "joint@hpm.loss-margin.restart-2.steps-25.victims-1",
-        "joint@hpm.loss-margin.restart-3.steps-25.victims-1",
+        "joint@hpm.loss-margin.restart-1.restarts-3.steps-25.victims-1",
     ]
 
 

@@ -34,6 +34,11 @@ def wall(logits):
     return functional.one_hot(logits.argmax(1), logits.shape[1]) + 0 * logits
 
 
+def against_its_gradient(logits):
+    """The logits themselves, with the gradient of their opposites."""
+    return 2 * logits.detach() - logits
+
+
 def test_near_the_closed_form_optimum(threat, worlds):
     world, x = worlds.LinearWorld.random(2, 25, seed=1), images(40)
     y = world.predict(x)
@@ -75,13 +80,29 @@ def test_rounded_pixels_do_not_hide_the_way(worlds):
     assert broken.sum() >= 0.9 * best.sum()
 
 
-def test_where_there_is_a_gradient_nothing_is_spent(threat, worlds):
+@pytest.mark.parametrize(("where", "passes"), [("flat", 1), ("misled", 3)])
+def test_where_there_is_a_gradient_nothing_is_spent(where, passes, threat, worlds):
     world = worlds.Wrapped(worlds.LinearWorld.random(3, 25, seed=1))
     x = images(6)
     y = world.predict(x)
     world.calls = 0
-    assert torch.equal(attack("smoothed", world, x, y, threat, where="flat"), x)
-    assert world.calls == 1
+    assert torch.equal(attack("smoothed", world, x, y, threat, where=where), x)
+    assert world.calls == passes
+
+
+def test_where_the_gradient_leads_astray_labels_are_asked(threat, worlds):
+    """The margin falls along its own gradient; that there is one is all that ``flat`` looks at."""
+    world, x = worlds.LinearWorld.random(2, 25, seed=1), images(40)
+    astray, y = through(worlds, world, against_its_gradient), world.predict(x)
+    assert torch.equal(attack("smoothed", astray, x, y, threat, where="flat"), x)
+    led, asked = (attack("smoothed", astray, x, y, threat, where=where) for where in ("misled", "everywhere"))
+    assert torch.equal(led, asked)
+    assert (world.predict(led) != y).any()
+
+
+def test_unknown_place(threat, worlds):
+    world, x = worlds.LinearWorld.random(3, 25, seed=1), images(6)
+    y = world.predict(x)
     with pytest.raises(UnknownName, match="flat"):
         attack("smoothed", world, x, y, threat, where="flad")
 
@@ -133,37 +154,39 @@ def coupled(worlds, bend=lambda logits: logits):
     return world, seen
 
 
-def test_a_whole_batch_behind_a_wall_is_found_as_if_there_were_none(worlds):
+@pytest.mark.parametrize(("bend", "where"), [(wall, "flat"), (wall, "misled"), (against_its_gradient, "misled")])
+def test_a_whole_batch_whose_gradients_are_no_use_is_found_as_if_they_were(bend, where, worlds):
     """Rows that share a mean: labels alone bring the batch to what is known to be the most that one batch can lose."""
     threat, x = ThreatModel.parse("Linf", "0.1"), images(12)
-    world, walled = coupled(worlds, wall)
+    world, bent = coupled(worlds, bend)
     x = x[world.predict(x) == 0]
     y = torch.zeros(len(x), dtype=torch.long)
     most = world.most_wrong(x, threat)
-    step = Step("world", "joint-smoothed", "test", {"where": "flat"})
+    step = Step("world", "joint-smoothed", "test", {"where": where})
     every = torch.ones_like(y, dtype=torch.bool)
-    answers = [*run_attack(step, walled, x, y, every, threat, 0, len(x))]
+    answers = [*run_attack(step, bent, x, y, every, threat, 0, len(x))]
     assert most > 1
     assert (world.predict(x) != y).sum() == 0
     assert max(int((world.predict(x_adv) != y).sum()) for x_adv in answers) == most
     gradients = Step("world", "joint", "test", {"steps": 40})
-    (blind,) = run_attack(gradients, walled, x, y, every, threat, 0, len(x))
+    (blind,) = run_attack(gradients, bent, x, y, every, threat, 0, len(x))
     assert (world.predict(blind) != y).sum() < most
 
 
-def test_a_whole_batch_with_gradients_is_spared(worlds):
+@pytest.mark.parametrize(("where", "passes"), [("flat", 1), ("misled", 3)])
+def test_a_whole_batch_with_gradients_is_spared(where, passes, worlds):
     x = images(6)
     _, world = coupled(worlds)
     counted = worlds.Wrapped(world)
     counted.row_independent = False
-    step = Step("world", "joint-smoothed", "test", {"where": "flat"})
+    step = Step("world", "joint-smoothed", "test", {"where": where})
     y = counted.predict(x)
     counted.calls = 0
     (x_adv,) = run_attack(
         step, counted, x, y, torch.ones_like(y, dtype=torch.bool), ThreatModel.parse("Linf", "0.1"), 0, 6
     )
     assert torch.equal(x_adv, x)
-    assert counted.calls == 1
+    assert counted.calls == passes
 
 
 def test_mates_that_need_nothing_stay_clean(worlds):

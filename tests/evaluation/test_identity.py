@@ -47,13 +47,18 @@ def test_a_base_trial_does_not_depend_on_the_prototypes(
 
 def test_the_state_hash_sees_every_kind_of_state() -> None:
     layer = nn.BatchNorm1d(2)
+    layer.register_buffer("unsaved", torch.zeros(2), persistent=False)
     hashes = [state_sha256(layer)]
-    for change in (lambda: layer.weight.data.add_(1), lambda: layer.running_mean.add_(1)):
+    for change in (
+        lambda: layer.weight.data.add_(1),
+        lambda: layer.running_mean.add_(1),
+        lambda: layer.unsaved.add_(1),
+    ):
         change()
         hashes.append(state_sha256(layer))
     layer.num_batches_tracked = layer.num_batches_tracked.int()
     hashes.append(state_sha256(layer))
-    assert len(set(hashes)) == 4
+    assert len(set(hashes)) == 5
 
 
 SOURCE = """
