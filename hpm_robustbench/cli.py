@@ -284,12 +284,13 @@ def mirror(
     from hpm_robustbench.request import find_spec
     from hpm_robustbench.weights import Trust
     from hpm_robustbench.weights.mirror import mirror as mirror_model
+    from hpm_robustbench.zoo.catalog import catalog
     from hpm_robustbench.zoo.licences import check_licences
 
-    specs = [find_spec(model, dataset, threat_model, None) for model in models]
-    check_licences(specs, allow_license)
+    specs, zoo = [find_spec(model, dataset, threat_model, None) for model in models], catalog().specs()
+    check_licences(specs, allow_license, zoo)
     for spec in specs:
-        for path in mirror_model(spec, folder, model_dir, Trust(checksums, tuple(allow_global))):
+        for path in mirror_model(spec, folder, model_dir, Trust(checksums, tuple(allow_global)), zoo=zoo):
             click.echo(path)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hpm_robustbench.weights.locate import Original, locate
 from hpm_robustbench.weights.locks import unwritable
 from hpm_robustbench.weights.transfer import Fetcher, Partial
 from hpm_robustbench.weights.trust import STRICT, Trust, measure
+from hpm_robustbench.zoo.licences import hub_licence, licences_of
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _INDEX = "index.json"
@@ -52,7 +53,12 @@ hpm-bench run --model {model} --dataset {dataset} --threat_model {threat_model} 
 
 
 def mirror(
-    spec: ModelSpec, folder: Path, model_dir: Path, trust: Trust = STRICT, fetcher: Fetcher | None = None
+    spec: ModelSpec,
+    folder: Path,
+    model_dir: Path,
+    trust: Trust = STRICT,
+    fetcher: Fetcher | None = None,
+    zoo: Sequence[ModelSpec] = (),
 ) -> list[Path]:
     """Add a model's weights to a folder; what is already in there stays.
 
@@ -62,6 +68,7 @@ def mirror(
         model_dir: where checkpoints lie.
         trust: what is believed of files from elsewhere.
         fetcher: see ``locate``.
+        zoo: all models that may share a file with this one, whose licences are told then too.
 
     Returns:
         The safetensors files, one for each file of the checkpoint.
@@ -81,7 +88,7 @@ def mirror(
         member = f"_m{i}" if len(originals) > 1 else ""
         name = f"{spec.dataset}/{spec.threat.name}/{spec.name}{member}.safetensors"
         _copy(_tensors_file(original, model_dir, trust), folder / name)
-        index[name] = _facts(spec, original, folder / name)
+        index[name] = _facts(spec, original, folder / name, zoo)
         written.append(folder / name)
     write_atomic(folder / "README.md", _readme(index))
     write_atomic(folder / _INDEX, json.dumps(dict(sorted(index.items())), indent=1) + "\n")
@@ -129,13 +136,14 @@ def _copy(source: Path, destination: Path) -> None:
         raise unwritable(destination, error) from error
 
 
-def _facts(spec: ModelSpec, original: Original, path: Path) -> dict[str, Any]:
+def _facts(spec: ModelSpec, original: Original, path: Path, zoo: Sequence[ModelSpec]) -> dict[str, Any]:
     made = measure(path)
     return {
         "model": spec.name,
         "dataset": spec.dataset,
         "threat_model": spec.threat.name,
         **{key: getattr(spec.paper, key) for key in _ABOUT},
+        "license": ", ".join(licences_of(spec, original.locator, zoo)),
         "origin": original.locator,
         "original": {"size": original.checksum.size, "sha256": original.checksum.sha256},
         "size": made.size,
@@ -147,7 +155,7 @@ def _readme(index: Mapping[str, Mapping[str, Any]]) -> str:
     licences = {entry["license"] for entry in index.values()}
     example = {key: index[min(index)][key] for key in ("model", "dataset", "threat_model")}
     return _README.format(
-        licence=licences.pop().lower() if len(licences) == 1 else "other",
+        licence=hub_licence(licences.pop()) if len(licences) == 1 else "other",
         **example,
         files=",".join(name for name, entry in sorted(index.items()) if example.items() <= entry.items()),
         rows="\n".join(_row(name, entry) for name, entry in sorted(index.items())),

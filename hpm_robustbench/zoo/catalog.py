@@ -9,7 +9,7 @@ from itertools import pairwise
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.threat import Norm
 from hpm_robustbench.zoo.builtin import builtin_specs
-from hpm_robustbench.zoo.from_robustbench import robustbench_specs
+from hpm_robustbench.zoo.from_robustbench import read_published_only, robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec
 
 _DEFAULT_DATASET = "cifar10"
@@ -19,8 +19,12 @@ _DEFAULT_THREAT = Norm.LINF.value
 class Catalog:
     """An unchangeable set of specs, in which (dataset, threat model, name) occurs once."""
 
-    def __init__(self, specs: Iterable[ModelSpec]) -> None:
+    def __init__(self, specs: Iterable[ModelSpec], without_weights: Iterable[str] = ()) -> None:
         """Merge the specs of all sources.
+
+        Args:
+            specs: every model that can be loaded.
+            without_weights: names of models whose figures were published and whose weights were not.
 
         Raises:
             UsageProblem: two specs claim the same name on the same track.
@@ -33,7 +37,7 @@ class Catalog:
                     got=f"two: {one.factory} and {other.factory}",
                     next_step="rename one of them",
                 )
-        self._specs = tuple(ordered)
+        self._specs, self._without_weights = tuple(ordered), frozenset(without_weights)
 
     def specs(self, dataset: str | None = None, threat_model: str | None = None) -> tuple[ModelSpec, ...]:
         """The models of a dataset and a threat model (None: of all), sorted by both and by name."""
@@ -48,8 +52,15 @@ class Catalog:
         Raises:
             UnknownName: no model has that name; shows the nearest ones.
             UsageProblem: it is not on the wanted track, or on several that no default tells apart; lists its tracks.
+                Or its figures were published without weights.
         """
         named = [spec for spec in self._specs if spec.name == name]
+        if not named and name in self._without_weights:
+            raise UsageProblem(
+                wanted=f"the weights of {name}",
+                got="published figures alone: RobustBench lists the model and has no checkpoint of it",
+                next_step="read its row on the board; if you have its network and weights, name them with --factory",
+            )
         if not named:
             near = self.specs(dataset, threat_model) or self._specs
             raise UnknownName("model", name, {spec.name for spec in near})
@@ -81,4 +92,5 @@ def _is_on(spec: ModelSpec, dataset: str | None, threat_model: str | None) -> bo
 @lru_cache(maxsize=1)
 def catalog() -> Catalog:
     """The embedded model and RobustBench's zoo."""
-    return Catalog([*builtin_specs(), *robustbench_specs()])
+    published = (entry["name"] for entry in read_published_only())
+    return Catalog([*builtin_specs(), *robustbench_specs()], published)

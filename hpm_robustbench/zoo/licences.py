@@ -12,22 +12,39 @@ FREE = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0"
 _ON_THE_HUB = {*(name.lower() for name in FREE), "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0", "gpl-3.0"}
 
 
-def check_licences(specs: Iterable[ModelSpec], allowed: Sequence[str] = ()) -> None:
+def licences_of(spec: ModelSpec, locator: str, zoo: Iterable[ModelSpec]) -> tuple[str, ...]:
+    """Every licence under which one of a model's files is published: its own, and those of models that share the file.
+
+    A member of an ensemble may be another author's network; the file stays that author's.
+    """
+    shared = {other.paper.license for other in zoo if locator in other.weights.full_locators}
+    return tuple(sorted({spec.paper.license, *shared}))
+
+
+def check_licences(specs: Iterable[ModelSpec], allowed: Sequence[str] = (), zoo: Sequence[ModelSpec] = ()) -> None:
     """See that all weights may be published again.
 
     Args:
         specs: which models.
         allowed: further licences, by name, under which the caller may publish.
+        zoo: all models that may share a file with these.
 
     Raises:
         UsageProblem: a licence that nobody knows, or that forbids some uses.
     """
-    refused = [spec for spec in specs if spec.paper.license not in FREE.union(allowed)]
+    free = FREE.union(allowed)
+    refused = [
+        (spec, licence)
+        for spec in specs
+        for licence in dict.fromkeys(
+            each for file in spec.weights.full_locators for each in licences_of(spec, file, zoo)
+        )
+        if licence not in free
+    ]
     if refused:
-        first = refused[0].paper.license
         raise UsageProblem(
             wanted="weights that anybody may publish",
-            got=", ".join(f"{spec.name} ({spec.paper.license})" for spec in refused),
+            got=", ".join(f"{name} ({licence})" for name, licence in refused),
             next_step=f"leave them out; or, if its terms let you publish them there, add --allow-license {first}",
         )
 

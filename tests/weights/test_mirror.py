@@ -19,7 +19,7 @@ from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.weights.web import Web
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
 from hpm_robustbench.zoo.catalog import catalog
-from hpm_robustbench.zoo.licences import check_licences
+from hpm_robustbench.zoo.licences import check_licences, licences_of
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
 
 STATE = {"weight": torch.eye(2), "bias": torch.ones(2)}
@@ -30,6 +30,7 @@ class Pair(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.models = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+
 
 def linear():
     return torch.nn.Linear(2, 2)
@@ -151,6 +152,22 @@ def test_licences_are_asked_before_anything_is_written(tmp_path):
     with pytest.raises(UsageProblem, match="anybody may publish"):
         CliRunner().invoke(cli, [*arguments, "--folder", str(tmp_path / "mirror")], catch_exceptions=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_two_models_share_is_under_both_licences(small, tmp_path):
+    """The ensemble Bai2023Improving_trades has a network of Gowal2020's for a member."""
+    other = replace(small.paper, license="CC-BY-NC-4.0")
+    borrower, lender = replace(small, name="Borrower"), replace(small, name="Lender", paper=other)
+    mirror(borrower, tmp_path / "mirror", tmp_path / "models", fetcher=Web(), zoo=(borrower, lender))
+    (facts,) = json.loads((tmp_path / "mirror/index.json").read_bytes()).values()
+    assert facts["license"] == "CC-BY-NC-4.0, MIT"
+    assert "license: other" in (tmp_path / "mirror/README.md").read_text()
+    with pytest.raises(UsageProblem, match=r"Borrower \(CC-BY-NC-4\.0\)"):
+        check_licences([borrower], zoo=(borrower, lender))
+    check_licences([borrower])
+    bai = catalog().find("Bai2023Improving_trades", "cifar100")
+    licences = [licences_of(bai, locator, catalog().specs()) for locator in bai.weights.full_locators]
+    assert ("Apache-2.0", "MIT") in licences
 
 
 def test_the_command_line_mirrors_the_embedded_model(tmp_path):

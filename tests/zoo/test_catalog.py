@@ -59,6 +59,11 @@ def test_a_track_the_model_is_not_on():
         Catalog([spec("A")]).find("A", "imagenet", "L2")
 
 
+def test_a_model_without_weights_is_said_to_have_none():
+    with pytest.raises(UsageProblem, match=r"Alayrac2019Labels; got published figures alone.*--factory"):
+        catalog().find("Alayrac2019Labels")
+
+
 def test_an_unknown_name_shows_the_nearest():
     with pytest.raises(UnknownName, match="did you mean Wong2020Fast"):
         catalog().find("wong")
