@@ -19,6 +19,7 @@ from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef
 
 _HASH = re.compile(r"[0-9a-f]+")
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
 
 
@@ -38,7 +39,7 @@ class Hub:
         Raises:
             DownloadFailed: it could not be had; says why, and the way out.
             IntegrityError: what arrived is not what the Hub says that it is; it is not kept.
-            StorageProblem: the disk is full.
+            StorageProblem: the disk is full, or the cache cannot be written.
         """
         from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only a download needs it
 
@@ -104,7 +105,7 @@ def at_commits(reference: WeightsRef, hub: Hub | None = None) -> WeightsRef:
 
 def _explained(file: HubFile, error: Exception) -> HpmBenchError:
     wanted = f"{file.file} of {file.repo} at {file.revision} from the Hugging Face Hub"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return StorageProblem(
             wanted=wanted, got=str(error.strerror), next_step="free some space, or name another folder with HF_HOME"
         )

@@ -33,15 +33,11 @@ def check_licences(specs: Iterable[ModelSpec], allowed: Sequence[str] = (), zoo:
         UsageProblem: a licence that nobody knows, or that forbids some uses.
     """
     free = FREE.union(allowed)
-    refused = [
-        (spec, licence)
-        for spec in specs
-        for licence in dict.fromkeys(
-            each for file in spec.weights.full_locators for each in licences_of(spec, file, zoo)
-        )
-        if licence not in free
-    ]
+    asked = [(spec, file) for spec in specs for file in spec.weights.full_locators]
+    under = dict.fromkeys((spec.name, licence) for spec, file in asked for licence in licences_of(spec, file, zoo))
+    refused = [(name, licence) for name, licence in under if licence not in free]
     if refused:
+        first = refused[0][1]
         raise UsageProblem(
             wanted="weights that anybody may publish",
             got=", ".join(f"{name} ({licence})" for name, licence in refused),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -39,6 +41,31 @@ TOO_LARGE_TO_SCAN = (
 
 class Unsafe:
     """Not a tensor."""
+
+
+class MakesFolder:
+    """Whoever unpickles it gets a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of a tensor is another."""
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    return bytes(changed)
+
+
+def with_member(archive: bytes, name: str) -> bytes:
+    """The same archive and one more file in it."""
+    buffer = io.BytesIO(archive)
+    with zipfile.ZipFile(buffer, "a") as opened:
+        opened.writestr(name, b"")
+    return buffer.getvalue()
 
 
 def sha256(content: bytes) -> str:
@@ -156,11 +183,13 @@ def test_no_network_is_a_failed_download_at_once(tmp_path, server, plain_drive, 
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["web page", "truncated", "foreign", "empty", "no state dict"])
+@pytest.mark.parametrize("kind", ["web page", "truncated", "flipped", "upwards", "foreign", "empty", "no state dict"])
 def test_what_is_no_checkpoint_is_not_kept(kind, tmp_path, server, plain_drive, torch_bytes, leftovers):
     body, named = {
         "web page": (b"<html>Sign in</html>", "a web page"),
         "truncated": (torch_bytes()[:-100], "truncated or damaged"),
+        "flipped": (flipped(torch_bytes()), "does not match its checksum"),
+        "upwards": (with_member(torch_bytes(), "../../outside"), r"a member called '\.\./\.\./outside'"),
         "foreign": (b"something else", "neither a torch archive"),
         "empty": (b"", "an empty file"),
         "no state dict": (torch_bytes({"weights": 1}), "one state dict"),
@@ -172,6 +201,15 @@ def test_what_is_no_checkpoint_is_not_kept(kind, tmp_path, server, plain_drive, 
     assert "it was not kept" in str(caught.value)
     assert "Wong2020Fast.pt" in str(caught.value)
     assert leftovers(tmp_path) == []
+
+
+def test_a_download_that_would_run_code_is_not_run(tmp_path, server, plain_drive, torch_bytes, leftovers):
+    victim = tmp_path / "victim"
+    server.file(torch_bytes({"weight": torch.ones(1), "run": MakesFolder(victim)}))
+    with pytest.raises(UnsafePickle, match=r"posix\.mkdir, which could run code"):
+        locate(WONG, tmp_path / "models", plain_drive)
+    assert not victim.exists()
+    assert leftovers(tmp_path / "models") == [fetched_place(LOCATOR, Path()).as_posix()]
 
 
 def test_an_unsafe_pickle_is_kept_unread_for_the_one_who_allows_it(

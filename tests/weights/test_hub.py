@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpm_robustbench.errors import DownloadFailed, IntegrityError
+from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem
 from hpm_robustbench.request import spec_to_run
 from hpm_robustbench.weights import Trust, locate
 from hpm_robustbench.weights.hub import Hub, at_commits
@@ -101,6 +101,17 @@ def test_nobody_answers(hub, server):
     server.close()
     with pytest.raises(DownloadFailed, match=r"not in the local cache, .*hf download owner/name model\.safetensors"):
         hub.fetch(FILE)
+
+
+def test_a_disk_that_takes_no_more(hub, server, request):
+    large = safetensors.torch.save({"weight": torch.zeros(1 << 20)})
+    mark = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(large).hexdigest()}"'}
+    server.route = lambda _path: (large, 200, mark)
+    request.getfixturevalue("small_files")
+    with pytest.raises(StorageProblem, match=r"File too large.*HF_HOME") as caught:
+        hub.fetch(FILE)
+    assert caught.value.exit_code == 1
+    assert not list(Path(hub.cache).rglob("*.safetensors"))
 
 
 def test_a_token_is_not_repeated(hub, server):
