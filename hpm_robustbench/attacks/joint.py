@@ -42,18 +42,17 @@ def _joint(
     """Move the batch so that its active rows err, all at once or ``victims`` of them at a time.
 
     ``loss`` is ``ce``, ``dlr``, ``margin`` or ``targeted``, which aims each row at the class of rank ``target_rank``
-    (2 is the runner-up) among the view's clean logits. ``restart`` selects another random start; up to ``restarts`` are
-    made from there on, until those that took nothing outnumber those that took something. A few victims at a time are
-    the strongest attack on a coupled defence, and the dearest: all others move for them alone. ``move`` says which
-    rows the attacker has: ``all``, the victims themselves beside clean mates (``own``), or only ``movers`` of the rows
-    that follow them (``mates``, 0 for all of these), while the victims stay as they are.
+    (2 is the runner-up) among the view's clean logits. ``restart`` selects another random start; if it takes a
+    row, others follow, up to ``restarts`` in all. A few victims at a time are the strongest attack on a coupled
+    defence, and the dearest: all others move for them alone. ``move`` says which rows the attacker has: ``all``, the
+    victims themselves beside clean mates (``own``), or only ``movers`` of the rows that follow them (``mates``, 0 for
+    all of these), while the victims stay as they are.
     """
     view = Remembering(view)
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
-    won, luck = torch.zeros_like(active), 0
+    won = torch.zeros_like(active)
     for start in range(restart, restart + restarts):
-        standing = active & ~won
-        for group in _groups(standing, victims):
+        for group in _groups(active & ~won, victims):
             wanted = group & ~won
             if not wanted.any():
                 continue
@@ -71,8 +70,7 @@ def _joint(
             won |= kept.wrong
             if kept.wrong.any():
                 yield from kept.submissions
-        luck += 1 if bool((won & standing).any()) else -1
-        if luck < 0 or not (active & ~won).any():
+        if not won.any() or won[active].all():
             break
     if not won.any():
         yield from kept.submissions  # the judge wants to see something, even if it is a failure

@@ -21,8 +21,9 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     everything else). Unless something was fine-tuned, the FC head on its backbone *is* the original model
     (the split proves it, bit for bit), so the two surrogates are one, listed as ``base``. After fine-tuning the
     original model is a second, remoter one: its two APGDs still took rows, its FAB and Square none (the digits model
-    and three controls, SOLO and JOINT), and with these MSA cost 3.7 times AutoAttack. Where there is no gradient
-    at all, as through rounded pixels, the decision is smoothed instead; that is dear, and spent nowhere else.
+    and three controls, SOLO and JOINT), and with these MSA cost 3.7 times AutoAttack. Where there is no gradient,
+    as through rounded pixels, or one that misleads, the decision is smoothed instead; that is dear, and spent nowhere
+    else.
     """
     linear = ("base", "fc") if fine_tuned else ("base",)
     transferred = tuple(
@@ -52,10 +53,10 @@ _TOGETHER = (
     Step("l2", "apgd-t", MSA),
     Step("hpm", "joint-square", MSA),
 )
-"""The whole batch moves against all of its rows, by gradients and without.
+"""The whole batch moves against all of its rows, by gradients and without; rows alone against the static head, too.
 
-Where the static head decides nearly alone, to attack it row by row took three times what one more joint climb took (10
-of the 13 rows of the digits' static control that only Square broke otherwise).
+Where that head decides nearly by itself, this took two to three times what one more joint climb took (10 of the 13 rows
+of the digits' static control that only Square had broken).
 """
 _FOR_FEW_VICTIMS = (
     Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 16}),

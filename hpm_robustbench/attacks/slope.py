@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.attacks.base import View
@@ -22,12 +21,17 @@ _SMALL = 0.01
 
 
 def slope_of(
-    view: Callable[[Images], Logits], x: Images, y: Labels, loss: Callable[[Logits, Labels], Losses]
+    view: Callable[[Images], Logits],
+    x: Images,
+    y: Labels,
+    loss: Callable[[Logits, Labels], Losses],
+    of: Mask | None = None,
 ) -> Images:
-    """The gradient of a loss by the images; zero where the answer has none."""
+    """The gradient by the images of a loss, summed over all rows or some; zero where the answer has none."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        connected = loss(view(leaf), y).sum() + 0 * leaf.sum()
+        losses = loss(view(leaf), y)
+        connected = (losses if of is None else losses[of]).sum() + 0 * leaf.sum()
         (slope,) = torch.autograd.grad(connected, leaf)
     return slope
 
@@ -38,26 +42,27 @@ def flat(slope: Images) -> Mask:
     return (values == 0).all(dim=1) | ~values.isfinite().all(dim=1)
 
 
-def misled_by(slope: Images, view: View, x: Images, y: Labels, threat: ThreatModel) -> Mask:
-    """Rows at which a small step along the ``slope`` of the margin gains less than half of what it promises.
+def misled_by(slope: Images, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel) -> Mask:
+    """Rows at which a small step along the ``slope`` of the active margins gains less than half of what it promises.
 
     So it is where a gradient is noise, leads elsewhere, or belongs to another image. Rows that move each other are
-    judged together, by their mean: all of them, or none.
+    judged together, by the mean of the active ones: all of them, or none. What is not a number promises nothing as a
+    slope, and gains nothing as a margin.
 
     Source: the local linearity of Qin et al. 2019 (arXiv 1907.02610), as a check instead of a regulariser.
     """
-    ball = Ball(x, threat)
+    slope, ball = slope.nan_to_num(0.0, 0.0, 0.0), Ball(x, threat)
     point = ball.project(x + _SMALL * float(threat.eps) * ball.direction(slope))
     promised = ((point - x) * slope).flatten(1).sum(dim=1)
     before, after = view.target_logits(x), view.target_logits(point)
-    gained = margin(after, y) - margin(before, y)
-    if not view.row_independent:
-        promised, gained = (each.mean().expand(len(x)) for each in (promised, gained))
-    short: Tensor = promised / 2 - gained > rounding(before)
-    return short
+    gained, slack = margin(after, y) - margin(before, y), rounding(before)
+    if not view.row_independent:  # the slope is that of a sum, to which every image moves every row
+        promised = (promised.sum() / active.sum()).expand(len(x))
+        gained, slack = gained[active].mean().expand(len(x)), slack.amax()
+    return ~(gained + slack >= promised / 2)
 
 
-def rounding(logits: Logits) -> float:
-    """What rounding may do to a logit; a constant that is added to all of them hides nothing in it."""
-    spread, largest = (logits.amax(dim=1) - logits.amin(dim=1)).amax(), logits.abs().amax()
-    return float(_ROUNDING * spread + _UNITS * torch.finfo(logits.dtype).eps * largest)
+def rounding(logits: Logits) -> Losses:
+    """What rounding may do to the logits of each row; a constant that is added to all of them hides nothing in it."""
+    spread, largest = logits.amax(dim=1) - logits.amin(dim=1), logits.abs().amax(dim=1)
+    return _ROUNDING * spread + _UNITS * torch.finfo(logits.dtype).eps * largest

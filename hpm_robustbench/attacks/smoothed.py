@@ -25,7 +25,7 @@ from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import Submissions, View, packed, seeded
 from hpm_robustbench.attacks.losses import margin, ranked_others
 from hpm_robustbench.attacks.slope import flat, misled_by, slope_of
-from hpm_robustbench.attacks.whole_batches import Cover, batchwise
+from hpm_robustbench.attacks.whole_batches import Cover, Remembering, batchwise
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Mask
 from hpm_robustbench.threat import Norm, ThreatModel
@@ -142,14 +142,16 @@ def _nearer(labels: Int[Tensor, "S R"], y: Rows, target: Rows) -> Int[Tensor, "S
     return (labels == target).long() - (labels == y).long()
 
 
-def _worth_it(view: View, x: Images, y: Labels, threat: ThreatModel, where: str) -> Mask:
-    """All rows, or only those at which the margin has no gradient, or (``misled``) also where it leads nowhere."""
+def _worth_it(view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel, where: str) -> Mask:
+    """Active rows: all, or only those at which the margin has no gradient, or (``misled``) one that leads nowhere."""
     if where not in WHERE:
         raise UnknownName("where", where, WHERE)
     if where == "everywhere":
-        return torch.ones_like(y, dtype=torch.bool)
-    slope = slope_of(view, x, y, margin)
-    return flat(slope) if where == "flat" else flat(slope) | misled_by(slope, view, x, y, threat)
+        return active
+    view = Remembering(view)
+    slope = slope_of(view, x, y, margin, active)
+    found = flat(slope) if where == "flat" else flat(slope) | misled_by(slope, view, x, y, active, threat)
+    return active & found
 
 
 def _smoothed(
@@ -168,7 +170,7 @@ def _smoothed(
 ) -> Images:
     """Rows that still stand; ``where`` says which of them are worth it (``_worth_it``)."""
     answer = x.clone()
-    standing = _worth_it(view, x, y, threat, where)
+    standing = _worth_it(view, x, y, torch.ones_like(y, dtype=torch.bool), threat, where)
 
     def fallen(point: Images) -> Mask:
         wrong = view.target_logits(point).argmax(dim=1) != y
@@ -211,7 +213,7 @@ def _joint_smoothed(
         kept.observe(point, torch.zeros(len(point)))
         return kept.wrong
 
-    standing = active & _worth_it(view, x, y, threat, where)
+    standing = _worth_it(view, x, y, active, threat, where)
     if standing.any():
         _climb(_Labels(view, x, len(x)), x, y, standing, threat, seed, fallen, _Budget(steps, samples, sigma, targets))
     return kept.submissions or (x,)

@@ -25,12 +25,12 @@ def dead_gradients(sample: Sample, loss: Callable[[Logits, Labels], Losses]) -> 
 
 def misled(sample: Sample) -> Mask:
     """Rows at which a small step along the gradient of the margin gains less than half of what it promises."""
-    return torch.cat(
-        [
-            misled_by(slope_of(batch.view, batch.x, batch.y, margin), batch.view, batch.x, batch.y, batch.threat)
-            for batch in sample.batches()
-        ]
-    )
+    return torch.cat([_misled_in_batch(batch) for batch in sample.batches()])
+
+
+def _misled_in_batch(batch: Sample) -> Mask:
+    slope, every = slope_of(batch.view, batch.x, batch.y, margin), torch.ones_like(batch.y, dtype=torch.bool)
+    return misled_by(slope, batch.view, batch.x, batch.y, every, batch.threat)
 
 
 def repeated(sample: Sample) -> Mask:
@@ -81,6 +81,6 @@ def _answers(sample: Sample, size: int | None = None) -> Logits:
 
 def _relabelled(before: Logits, after: Logits) -> Mask:
     """Rows with another label whose logits differ by more than rounding does, or are not finite any more."""
-    within_rounding = (after - before).abs().amax(dim=1) <= rounding(before)
+    within_rounding = (after - before).abs().amax(dim=1) <= rounding(before).amax()
     flips: Tensor = ~within_rounding & (after.argmax(dim=1) != before.argmax(dim=1))
     return flips

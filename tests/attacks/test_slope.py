@@ -1,0 +1,95 @@
+"""Which gradients are none, and which lead nowhere: row by row where rows are independent, and by batch where not."""
+
+import pytest
+import torch
+
+from hpm_robustbench.attacks.losses import margin
+from hpm_robustbench.attacks.slope import flat, misled_by, rounding, slope_of
+from hpm_robustbench.threat import ThreatModel
+
+LINF = ThreatModel.parse("Linf", "0.1")
+HONEST, SIGNS = torch.ones(4), torch.tensor([1.0, -1.0, 1.0, 1.0])
+"""Whose margin follows its own gradient, and whose goes the other way."""
+
+
+def images():
+    return 0.3 + 0.4 * torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+def world(worlds, signs, *, shared=0.0, scale=1.0):
+    """Margins that are sums of pixels, of their own and of the batch; ``signs`` says which way each really goes."""
+
+    class Signed(worlds.World):
+        row_independent = shared == 0
+
+        def lead(self, x):
+            sums = x.flatten(1).sum(1)
+            return scale * (sums + shared * sums.mean())
+
+        def forward(self, x):
+            lead = self.lead(x)
+            return self.told(signs * lead.detach() + lead - lead.detach())
+
+        def target_logits(self, x):
+            with torch.no_grad():
+                return self.told(signs * self.lead(x))
+
+        def told(self, lead):
+            return torch.stack([torch.zeros_like(lead), lead], 1)
+
+    return Signed()
+
+
+def misled(view, threat=LINF, active=None):
+    x, y = images(), torch.zeros(4, dtype=torch.long)
+    active = torch.ones(4, dtype=torch.bool) if active is None else active
+    return misled_by(slope_of(view, x, y, margin, active), view, x, y, active, threat).tolist()
+
+
+@pytest.mark.parametrize("threat", [LINF, ThreatModel.parse("L2", "0.5")], ids=str)
+def test_rows_are_judged_one_by_one(threat, worlds):
+    assert misled(world(worlds, HONEST), threat) == [False] * 4
+    assert misled(world(worlds, SIGNS), threat) == [False, True, False, False]
+
+
+def test_the_scale_of_a_mate_hides_nothing(worlds):
+    scale = torch.tensor([1e6, 1.0, 1.0, 1.0])
+    assert misled(world(worlds, SIGNS, scale=scale)) == [False, True, False, False]
+
+
+def test_rows_that_move_each_other_are_judged_together_by_those_that_still_stand(worlds):
+    assert misled(world(worlds, HONEST, shared=0.5)) == [False] * 4
+    assert misled(world(worlds, -SIGNS, shared=0.5)) == [True] * 4
+    only_the_astray = SIGNS < 0
+    assert misled(world(worlds, SIGNS, shared=0.5), active=only_the_astray) == [True] * 4
+    assert misled(world(worlds, SIGNS, shared=0.5), active=~only_the_astray) == [False] * 4
+
+
+def test_what_is_no_number_leads_nowhere(worlds):
+    class Nowhere(worlds.World):
+        row_independent = False
+
+        def forward(self, x):
+            sums = x.flatten(1).sum(1)
+            bent = torch.cat([(sums - sums)[:1].sqrt(), sums[1:]])  # an infinite slope, times zero
+            return torch.stack([torch.zeros_like(sums), bent], 1)
+
+        def target_logits(self, x):
+            sums = x.flatten(1).sum(1)
+            return torch.stack([torch.zeros_like(sums), torch.full_like(sums, float("nan"))], 1)
+
+    view, x, y = Nowhere(), images(), torch.zeros(4, dtype=torch.long)
+    assert flat(slope_of(view, x, y, margin)).tolist() == [True, False, False, False]
+    assert misled(view) == [True] * 4
+
+
+def test_the_slope_of_some_rows_leaves_the_others_alone(worlds):
+    active = torch.tensor([True, False, False, True])
+    slope = slope_of(world(worlds, HONEST), images(), torch.zeros(4, dtype=torch.long), margin, active)
+    assert flat(slope).tolist() == [False, True, True, False]
+
+
+def test_rounding_is_that_of_each_row_and_knows_no_common_constant():
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1e6]])
+    assert rounding(logits)[0] < 1e-3 < rounding(logits)[1]
+    assert torch.allclose(rounding(logits)[:1], rounding(logits[:1] + 1.0), atol=1e-5)
