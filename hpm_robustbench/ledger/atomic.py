@@ -63,5 +63,5 @@ def _problem(path: Path, error: OSError) -> StorageProblem:
     if error.errno == errno.ENOSPC:
         next_step = "free some space and run the same command again; everything already written is kept"
     else:
-        next_step = "make the folder writable, or name another one with --output"
+        next_step = "make the folder writable, or name another one"
     return StorageProblem(wanted=f"to write {path}", got=error.strerror or type(error).__name__, next_step=next_step)

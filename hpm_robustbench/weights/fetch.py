@@ -1,4 +1,4 @@
-"""Fetch a file once, look at it, and only then give it its name."""
+"""Fetch a file once, look at it, and only then give it its name; what it hashes to lies beside it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, UnsafePickle
+from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.offline import may_connect
 from hpm_robustbench.weights.places import Place
 from hpm_robustbench.weights.transfer import Fetcher, Partial, Patient, Unavailable
+from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.weights.web import GOOGLE_DRIVE, GoogleDrive, Web
+from hpm_robustbench.zoo.checksums import Checksum, checksums_json, read_checksums
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +84,29 @@ def _accept(partial: Partial, destination: Path, accept: Callable[[Path], object
         if isinstance(error, IntegrityError) and not isinstance(error, UnsafePickle):
             partial.discard()
         else:
-            partial.finish(destination)  # whole, whatever else went wrong
+            _keep(partial, destination)  # whole, whatever else went wrong
         raise
+    _keep(partial, destination)
+
+
+def _keep(partial: Partial, destination: Path) -> None:
+    """Give a file its name, and write down what it is: an old kind of checkpoint has no checksum of its own."""
+    write_atomic(_record_of(destination), checksums_json({destination.name: measure(partial.path)}))
     partial.finish(destination)
+
+
+def _record_of(fetched: Path) -> Path:
+    return fetched.with_name(f"{fetched.name}.json")
+
+
+def as_fetched(path: Path) -> Checksum | None:
+    """What a file was when it was fetched; None where nobody wrote it down.
+
+    Raises:
+        InvalidInput: what was written down cannot be read.
+    """
+    record = _record_of(path)
+    return read_checksums(record).get(path.name) if record.is_file() else None
 
 
 def _address(place: Place) -> str:

@@ -123,7 +123,7 @@ def _parts(model: nn.Module, reference: WeightsRef) -> Sequence[nn.Module]:
         raise InvalidInput(
             wanted=f"a network of {n_files} parts, one for each weights file",
             got=f"a {type(model).__name__}" + (f" of {len(parts)}" if parts else ""),
-            next_step=f"give {len(parts) or 1} files, or choose another model",
+            next_step=f"give {len(parts) or 1} files, separated by commas, or choose another model",
         )
     return parts
 

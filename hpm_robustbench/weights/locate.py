@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.weights.converted import convert_once
-from hpm_robustbench.weights.fetch import fetch_once
+from hpm_robustbench.weights.fetch import as_fetched, fetch_once
 from hpm_robustbench.weights.hub import forget
 from hpm_robustbench.weights.places import places
 from hpm_robustbench.weights.transfer import Fetcher
@@ -44,11 +44,15 @@ def locate(
         exactly: only the originals will do, and no state dict that was put beside them by hand.
 
     Raises:
-        UsageProblem: a local file does not exist.
+        UsageProblem: a local file does not exist, or no folder can be called so.
         DownloadFailed: a file could not be had; says where one may be put by hand.
         IntegrityError: a file is not the one it should be; a fresh download that is no checkpoint is not kept either.
         StorageProblem: there is no place to put it.
     """
+    if "\0" in str(model_dir):
+        raise UsageProblem(
+            wanted="a folder of checkpoints", got=f"{str(model_dir)!r}, with a NUL", next_step="name another"
+        )
     found = []
     for place, expected in zip(places(spec.weights, model_dir), trust.expected(spec.weights), strict=True):
         only = exactly or expected is not None
@@ -62,9 +66,12 @@ def locate(
 
 
 def _verified(path: Path, locator: str, expected: Checksum | None) -> Checksum:
-    """As ``verify``; a file from the Hub that is not the expected one does not stay in the Hub's cache."""
+    """As ``verify``; without a pin a file has to be what was fetched, if it was.
+
+    A file from the Hub that is not the expected one does not stay in the Hub's cache.
+    """
     try:
-        return verify(path, expected)
+        return verify(path, expected or as_fetched(path))
     except IntegrityError as error:
         if not locator.startswith("hf:"):
             raise

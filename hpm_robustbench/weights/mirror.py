@@ -21,7 +21,7 @@ from hpm_robustbench.ledger.markdown import cell
 from hpm_robustbench.weights.converted import convert_once
 from hpm_robustbench.weights.load import assemble
 from hpm_robustbench.weights.locate import Original, locate
-from hpm_robustbench.weights.locks import unwritable
+from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.transfer import Fetcher, Partial
 from hpm_robustbench.weights.trust import STRICT, Trust, measure
 from hpm_robustbench.zoo.licences import hub_licence, licences_of
@@ -78,9 +78,24 @@ def mirror(
         InvalidInput: its index is not as it was written.
         HpmBenchError: see ``load_weights``; only weights that fit their network go in.
     """
-    index = _read_index(folder)
+    _read_index(folder)
     originals = locate(spec, model_dir, fetcher, trust, exactly=True)
     assemble(spec, originals, model_dir, trust)
+    make_folder(folder.resolve().parent)
+    with locked(folder.resolve()):  # beside the folder: what lies in it is published
+        return _add(spec, originals, folder, model_dir, trust, zoo)
+
+
+def _add(
+    spec: ModelSpec,
+    originals: Sequence[Original],
+    folder: Path,
+    model_dir: Path,
+    trust: Trust,
+    zoo: Sequence[ModelSpec],
+) -> list[Path]:
+    """Put the tensors of a checkpoint into a mirror that nobody else changes meanwhile."""
+    index = _read_index(folder)
     if not index:  # a folder that is cut short from here on is known as a mirror
         write_atomic(folder / _INDEX, "{}\n")
     written = []

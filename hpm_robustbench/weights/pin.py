@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.weights.load import assemble
 from hpm_robustbench.weights.locate import locate
 from hpm_robustbench.weights.locks import locked, unwritable
 from hpm_robustbench.weights.transfer import Fetcher
@@ -25,6 +26,8 @@ def pin(
 ) -> dict[str, Checksum]:
     """Size and sha256 of each file of a checkpoint, by locator; it is fetched if it is not there.
 
+    Only weights that fit their network are pinned.
+
     Args:
         spec: which model.
         model_dir: where checkpoints lie.
@@ -35,7 +38,7 @@ def pin(
 
     Raises:
         UsageProblem: nobody but its owner can have the file.
-        IntegrityError: it is not what was pinned before; nothing is written.
+        IntegrityError: it is no checkpoint of that network, or not what was pinned before; nothing is written.
     """
     if spec.weights.source in ("file", "package"):
         raise UsageProblem(
@@ -46,6 +49,7 @@ def pin(
     known = read_checksums(output) if output is not None and output.exists() else {}
     trust = Trust(output if known else None, allow_globals)
     originals = locate(replace(spec, weights=replace(spec.weights, sha256=())), model_dir, fetcher, trust, exactly=True)
+    assemble(spec, originals, model_dir, trust)
     entries = {original.locator: original.checksum for original in originals}
     if output is not None:
         _add(entries, output)

@@ -59,6 +59,8 @@ def known_checksums(own: Path | None = None) -> dict[str, Checksum]:
 
 def read_checksums(path: Path) -> dict[str, Checksum]:
     """Checksums by locator from a file; see ``known_checksums``."""
+    if path.exists() and not path.is_file():  # a device may never end
+        raise UsageProblem(wanted=f"a file of checksums at {path}", got="no regular file", next_step="name another")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

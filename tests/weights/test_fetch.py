@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import torch
 
-from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle
+from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem, UnsafePickle, UsageProblem
 from hpm_robustbench.weights import load_weights, locate
 from hpm_robustbench.weights.places import fetched_place
 from hpm_robustbench.weights.transfer import Partial, Patient, Unavailable
@@ -75,7 +75,13 @@ def sha256(content: bytes) -> str:
 def kept(content: bytes, locator: str = LOCATOR) -> list[str]:
     """What lies below the folder of checkpoints after one download."""
     name = fetched_place(locator, Path()).as_posix()
-    return [f"converted/{sha256(content)}.json", f"converted/{sha256(content)}.safetensors", name]
+    return [f"converted/{sha256(content)}.json", f"converted/{sha256(content)}.safetensors", name, f"{name}.json"]
+
+
+def unread() -> list[str]:
+    """What lies there after the download of a pickle that nobody allows."""
+    name = fetched_place(LOCATOR, Path()).as_posix()
+    return [name, f"{name}.json"]
 
 
 @pytest.fixture
@@ -209,7 +215,7 @@ def test_a_download_that_would_run_code_is_not_run(tmp_path, server, plain_drive
     with pytest.raises(UnsafePickle, match=r"posix\.mkdir, which could run code"):
         locate(WONG, tmp_path / "models", plain_drive)
     assert not victim.exists()
-    assert leftovers(tmp_path / "models") == [fetched_place(LOCATOR, Path()).as_posix()]
+    assert leftovers(tmp_path / "models") == unread()
 
 
 def test_an_unsafe_pickle_is_kept_unread_for_the_one_who_allows_it(
@@ -219,10 +225,27 @@ def test_an_unsafe_pickle_is_kept_unread_for_the_one_who_allows_it(
     server.file(content)
     with pytest.raises(UnsafePickle, match=r"kept unread at .*\.pt; got .*test_fetch\.Unsafe, which could run code"):
         locate(WONG, tmp_path, plain_drive)
-    assert leftovers(tmp_path) == [fetched_place(LOCATOR, Path()).as_posix()]
+    assert leftovers(tmp_path) == unread()
     [original] = locate(WONG, tmp_path, plain_drive)
     assert original.path.read_bytes() == content
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_that_changed_since_it_was_fetched_is_not_used(zipped, tmp_path, server, plain_drive, torch_bytes):
+    """Files of torch before 1.6 have no checksum of their own: with one bit flipped they are as good as before."""
+    content = torch_bytes(zipped=zipped)
+    server.file(content)
+    [original] = locate(WONG, tmp_path, plain_drive)
+    original.path.write_bytes(flipped(content))
+    with pytest.raises(IntegrityError, match=f"sha256 {sha256(content)}.*remove that file") as caught:
+        locate(WONG, tmp_path, plain_drive)
+    assert caught.value.exit_code == 4
+
+
+def test_a_folder_that_no_system_can_have(plain_drive):
+    with pytest.raises(UsageProblem, match="NUL"):
+        locate(WONG, Path("a\0b"), plain_drive)
 
 
 def test_a_download_with_another_sha256_is_not_kept(tmp_path, server, plain_drive, torch_bytes, leftovers):

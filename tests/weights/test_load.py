@@ -23,6 +23,7 @@ from hpm_robustbench.weights.converted import read_tensors
 from hpm_robustbench.weights.transfer import Partial
 from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.zoo.builtin import builtin_specs
+from hpm_robustbench.zoo.from_file import weights_from_text
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
@@ -137,10 +138,17 @@ def test_a_mixture_in_several_files_of_different_networks(mixed, tmp_path):
 def test_a_mixture_whose_files_are_not_all_there_or_in_another_order(mixed, tmp_path):
     _, spec = mixed
     files = spec.weights.locators
-    with pytest.raises(InvalidInput, match=r"2 parts.*a Mixed of 3.*give 3 files"):
+    with pytest.raises(InvalidInput, match=r"2 parts.*a Mixed of 3.*give 3 files, separated by commas"):
         load_weights(replace(spec, weights=WeightsRef("file", files[:2], parts=PARTS)), tmp_path)
     with pytest.raises(IntegrityError, match="of another shape"):
         load_weights(replace(spec, weights=WeightsRef("file", (files[1], files[0], files[2]), parts=PARTS)), tmp_path)
+
+
+def test_the_files_of_a_mixture_are_named_on_one_line(mixed, tmp_path):
+    source, spec = mixed
+    named = weights_from_text(",".join(spec.weights.locators))
+    model = load_weights(replace(spec, weights=named.read_like(spec.weights)), tmp_path).model
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in model.state_dict().items())
 
 
 def test_the_policys_normalisation_may_not_be_missing(mixed, tmp_path):

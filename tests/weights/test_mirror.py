@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,8 +16,9 @@ import torch
 from click.testing import CliRunner
 
 from hpm_robustbench.cli import cli
-from hpm_robustbench.errors import IntegrityError, InvalidInput, UsageProblem
+from hpm_robustbench.errors import IntegrityError, InvalidInput, StorageProblem, UsageProblem
 from hpm_robustbench.threat import ThreatModel
+from hpm_robustbench.weights import mirror as mirrors
 from hpm_robustbench.weights.mirror import mirror
 from hpm_robustbench.weights.trust import measure
 from hpm_robustbench.weights.web import Web
@@ -168,6 +173,56 @@ def test_a_file_that_two_models_share_is_under_both_licences(small, tmp_path):
     bai = catalog().find("Bai2023Improving_trades", "cifar100")
     licences = [licences_of(bai, locator, catalog().specs()) for locator in bai.weights.full_locators]
     assert ("Apache-2.0", "MIT") in licences
+
+
+def test_two_that_mirror_into_one_folder_leave_both(small, tmp_path, monkeypatch):
+    """Each has looked at the folder before the other has written."""
+    both, assembled = threading.Barrier(2), mirrors.assemble
+
+    def together(*given):
+        both.wait(timeout=60)
+        return assembled(*given)
+
+    monkeypatch.setattr(mirrors, "assemble", together)
+    specs = [replace(small, name=name) for name in ("One", "Two")]
+    with ThreadPoolExecutor(2) as threads:
+        for done in [
+            threads.submit(mirror, spec, tmp_path / "mirror", tmp_path / "models", fetcher=Web()) for spec in specs
+        ]:
+            done.result()
+    index = json.loads((tmp_path / "mirror/index.json").read_bytes())
+    assert {entry["model"] for entry in index.values()} == {"One", "Two"}
+    assert [path.name for path in tmp_path.glob("mirror/*.lock")] == []
+
+
+def test_a_disk_that_takes_no_more_leaves_no_half_file(small, server, torch_bytes, tmp_path, monkeypatch, leftovers):
+    def full(_source, destination):
+        destination.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageProblem, match="No space left"):
+        mirror(small, tmp_path / "mirror", tmp_path / "models", fetcher=Web())
+    assert leftovers(tmp_path / "mirror") == ["index.json"]
+
+
+def test_a_licence_that_is_allowed_by_name_lets_the_command_line_go_on(tmp_path, monkeypatch):
+    own = replace(catalog().find(DIGITS_MODEL), paper=Paper(title="Mine", license="CC-BY-NC-4.0"))
+    monkeypatch.setattr("hpm_robustbench.request.find_spec", lambda *_: own)
+    arguments = ["weights", "mirror", "--model", DIGITS_MODEL, "--folder", str(tmp_path / "mirror")]
+    assert CliRunner().invoke(cli, arguments).exception.args[0].endswith("add --allow-license CC-BY-NC-4.0")
+    done = CliRunner().invoke(cli, [*arguments, "--allow-license", "CC-BY-NC-4.0"], catch_exceptions=False)
+    assert done.exit_code == 0
+    (facts,) = json.loads((tmp_path / "mirror/index.json").read_bytes()).values()
+    assert facts["license"] == "CC-BY-NC-4.0, MIT", "that of the shipped model, whose file it is, as well"
+
+
+def test_a_folder_that_cannot_be_made_names_no_option_that_is_not_there(tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ["weights", "mirror", "--model", DIGITS_MODEL, "--folder", str(tmp_path / "file/below")]
+    error = CliRunner().invoke(cli, arguments).exception
+    assert isinstance(error, StorageProblem)
+    assert "--output" not in str(error)
 
 
 def test_the_command_line_mirrors_the_embedded_model(tmp_path):

@@ -7,12 +7,14 @@ import json
 import logging
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
 
+from hpm_robustbench.architectures import build
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.threat import ThreatModel
@@ -95,21 +97,41 @@ def test_a_file_that_changed_is_not_pinned_again(spec, server, torch_bytes, tmp_
     assert pins.read_text() == before
 
 
-def test_a_state_dict_put_there_by_hand_is_not_what_is_pinned(tmp_path, torch_bytes):
+def test_a_state_dict_put_there_by_hand_is_not_what_is_pinned(tmp_path):
     wong = catalog().find("Wong2020Fast")
     original = tmp_path / wong.weights.cache
     original.parent.mkdir(parents=True)
-    original.write_bytes(torch_bytes(STATE))
+    torch.save(build(wong).state_dict(), original)
     safetensors.torch.save_file({"other": torch.ones(1)}, original.with_suffix(".safetensors"))
     assert list(pin(wong, tmp_path, fetcher=Never()).values()) == [measure(original)]
 
 
-def test_pins_of_several_models_come_together(tmp_path, torch_bytes):
-    one, two = catalog().find("Wong2020Fast"), catalog().find("Carmon2019Unlabeled")
-    for spec, content in ((one, torch_bytes()), (two, torch_bytes(STATE))):
+@pytest.mark.parametrize("kind", ["web page", "empty", "other network"])
+def test_what_is_no_checkpoint_of_the_network_is_not_pinned(kind, tmp_path, torch_bytes):
+    """Also where it lies in RobustBench's own folder, and nobody has looked at it on its way here."""
+    wong, pins = catalog().find("Wong2020Fast"), tmp_path / "checksums.json"
+    original = tmp_path / wong.weights.cache
+    original.parent.mkdir(parents=True)
+    original.write_bytes({"web page": b"<html>Sign in</html>", "empty": b"", "other network": torch_bytes(STATE)}[kind])
+    with pytest.raises(IntegrityError) as caught:
+        pin(wong, tmp_path, pins, Never())
+    assert caught.value.exit_code == 4
+    assert not pins.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_pins_do_not_go_into_a_device(spec, server, torch_bytes, tmp_path):
+    server.content = torch_bytes(STATE)
+    with pytest.raises(UsageProblem, match="no regular file"):
+        pin(spec, tmp_path / "models", Path("/dev/full"), Web())
+
+
+def test_pins_of_several_models_come_together(tmp_path):
+    one, two = catalog().find("Wong2020Fast"), catalog().find("Rice2020Overfitting")
+    for spec in (one, two):
         path = tmp_path / spec.weights.cache
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        torch.save(build(spec).state_dict(), path)
         arguments = ["weights", "pin", "--model", spec.name, "--model_dir", str(tmp_path)]
         arguments += ["--output", str(tmp_path / "checksums.json")]
         done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
