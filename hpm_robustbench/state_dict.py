@@ -29,6 +29,8 @@ _MAX_WRAPPING = 4
 _PREFIXES = ("module.", "model.")
 _CONSTANTS = {"mu", "sigma", "mean", "std", "num_batches_tracked"}
 _SHOWN = 3
+_ASKED_FOR = re.compile(r"GLOBAL (?P<needed>[\w.]+)|but got <class '(?P<made>[\w.]+)'>")
+"""What torch says of a name that nobody has allowed, and of a type that an allowed name makes (NumPy's numbers)."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -160,13 +162,13 @@ def _broken(path: Path, got: str) -> IntegrityError:
 
 
 def _refused(path: Path, error: Exception) -> IntegrityError:
-    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    asked = _ASKED_FOR.search(str(error))
     if asked is None:
         lines = str(error).splitlines() or [""]
         return _broken(path, f"a file that cannot be read as plain tensors ({type(error).__name__}: {lines[0][:160]})")
-    needed = _unsafe_globals(path) or [asked[1]]
+    needed = _unsafe_globals(path) or [asked["needed"] or asked["made"]]
     convert = "convert its state dict to .safetensors with a tool and in a place you trust, and use that file"
-    allow = " ".join(f"--allow-global {name}" for name in needed)
+    allow = "add " + " ".join(f"--allow-global {name}" for name in needed)
     never = "is blocked" in str(error)
     return UnsafePickle(
         wanted=f"plain tensors in {path}",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import io
 import os
+import pickle
+import re
 import tarfile
 import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +27,9 @@ from torch import nn
 import hpm_robustbench
 from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem
 from hpm_robustbench.state_dict import load_into, read_state_dict
+
+MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number that torch.save wrote before 1.6."""
 
 
 class Net(nn.Module):
@@ -291,6 +298,28 @@ def legacy_tar() -> bytes:
     return buffer.getvalue()
 
 
+def tar_that_begins_like_a_checkpoint(victim: Path) -> bytes:
+    """A tar whose first member is named by torch's old magic number, and whose others run code."""
+    code, buffer = pickle.dumps(Evil(victim)), io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member in ("x" * len(MAGIC), "sys_info", "pickle", "storages", "tensors"):
+            info = tarfile.TarInfo(member)
+            info.size = 0 if member.startswith("x") else len(code)
+            archive.addfile(info, io.BytesIO(code))
+    raw = bytearray(buffer.getvalue())
+    raw[: len(MAGIC)], raw[148:156] = MAGIC, b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw[:512])
+    return bytes(raw)
+
+
+def test_a_tar_that_passes_for_a_checkpoint_is_refused_unread(tmp_path):
+    victim = tmp_path / "victim"
+    (tmp_path / "net.pt").write_bytes(tar_that_begins_like_a_checkpoint(victim))
+    with pytest.raises(IntegrityError):
+        read_state_dict(tmp_path / "net.pt")
+    assert not victim.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
@@ -363,6 +392,32 @@ def test_all_that_a_pickle_needs_is_named_at_once(tmp_path):
     with pytest.raises(UnsafePickle) as caught:
         read_state_dict(tmp_path / "net.pt")
     assert "--allow-global argparse.Namespace --allow-global numpy" in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "extra", [np.float64(1), np.ones(2, np.float32), argparse.Namespace(acc=np.float32(1))], ids=type
+)
+def test_who_allows_what_is_offered_gets_there(extra, zipped, tmp_path):
+    """Also where a name that is allowed makes things of types that have to be allowed as well."""
+    path = tmp_path / "net.pt"
+    torch.save({"state_dict": STATE, "best": extra}, path, _use_new_zipfile_serialization=zipped)
+    allowed: set[str] = set()
+    for _ in range(6):
+        with torch.serialization.safe_globals([found(name) for name in allowed]):
+            try:
+                assert same(read_state_dict(path), STATE)
+                return
+            except UnsafePickle as error:
+                offered = set(re.findall(r"--allow-global ([\w.]+)", str(error)))
+        assert offered - allowed
+        allowed |= offered
+    pytest.fail(f"no end of {allowed}")
+
+
+def found(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def test_what_torch_never_allows_is_not_offered(tmp_path):
