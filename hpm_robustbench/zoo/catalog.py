@@ -19,12 +19,12 @@ _DEFAULT_THREAT = Norm.LINF.value
 class Catalog:
     """An unchangeable set of specs, in which (dataset, threat model, name) occurs once."""
 
-    def __init__(self, specs: Iterable[ModelSpec], without_weights: Iterable[str] = ()) -> None:
+    def __init__(self, specs: Iterable[ModelSpec], without_weights: Iterable[tuple[str, str, str]] = ()) -> None:
         """Merge the specs of all sources.
 
         Args:
             specs: every model that can be loaded.
-            without_weights: names of models whose figures were published and whose weights were not.
+            without_weights: dataset, threat model and name of those whose figures were published without weights.
 
         Raises:
             UsageProblem: two specs claim the same name on the same track.
@@ -55,16 +55,12 @@ class Catalog:
                 Or its figures were published without weights.
         """
         named = [spec for spec in self._specs if spec.name == name]
-        if not named and name in self._without_weights:
-            raise UsageProblem(
-                wanted=f"the weights of {name}",
-                got="published figures alone: RobustBench lists the model and has no checkpoint of it",
-                next_step="read its row on the board; if you have its network and weights, name them with --factory",
-            )
+        hits = [spec for spec in named if _is_on(spec, dataset, threat_model)]
+        if not hits:
+            self._tell_if_without_weights(name, dataset, threat_model)
         if not named:
             near = self.specs(dataset, threat_model) or self._specs
             raise UnknownName("model", name, {spec.name for spec in near})
-        hits = [spec for spec in named if _is_on(spec, dataset, threat_model)]
         for default in ((_DEFAULT_DATASET, None), (None, _DEFAULT_THREAT)):
             hits = [spec for spec in hits if _is_on(spec, *default)] or hits
         if len(hits) != 1:
@@ -75,6 +71,15 @@ class Catalog:
                 next_step="choose one of these with --dataset and --threat_model",
             )
         return hits[0]
+
+    def _tell_if_without_weights(self, name: str, dataset: str | None, threat_model: str | None) -> None:
+        for track in sorted(self._without_weights):
+            if track[2] == name and dataset in (None, track[0]) and threat_model in (None, track[1]):
+                raise UsageProblem(
+                    wanted=f"{name} on {track[0]} {track[1]}, with weights",
+                    got="published figures alone: RobustBench lists the model and has no checkpoint of it",
+                    next_step="read its row on the board; if you have network and weights, name them with --factory",
+                )
 
 
 def _key(spec: ModelSpec) -> tuple[str, str, str]:
@@ -92,5 +97,5 @@ def _is_on(spec: ModelSpec, dataset: str | None, threat_model: str | None) -> bo
 @lru_cache(maxsize=1)
 def catalog() -> Catalog:
     """The embedded model and RobustBench's zoo."""
-    published = (entry["name"] for entry in read_published_only())
+    published = ((entry["dataset"], entry["threat"], entry["name"]) for entry in read_published_only())
     return Catalog([*builtin_specs(), *robustbench_specs()], published)

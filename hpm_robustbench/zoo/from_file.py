@@ -15,6 +15,8 @@ from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
 
 _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", re.ASCII)
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
 
 def spec_from_factory(
     name: str,
@@ -60,11 +62,13 @@ def spec_from_factory(
 def weights_from_text(text: str) -> WeightsRef:
     """Weights as a person names them: ``hf:owner/name@revision:file``, or the path of a local file.
 
-    Files of several members are separated by commas: ``hf:owner/name@revision:one.safetensors,two.safetensors``. A
-    local file is a safetensors file, or a state dict that ``torch.save`` wrote.
+    Files of several members are separated by commas: ``hf:owner/name@revision:one.safetensors,two.safetensors``, or
+    ``one.pt,two.pt`` unless there is one local file of that name. A local file is a safetensors file, or a state dict
+    that ``torch.save`` wrote.
 
     Raises:
-        UsageProblem: a file on the Hub that is not written as one; or ``rb:``, which stands for no file by itself.
+        UsageProblem: a file on the Hub that is not written as one; an address; or ``rb:``, which stands for no file by
+            itself.
     """
     if text.startswith("rb:"):
         raise UsageProblem(
@@ -77,7 +81,14 @@ def weights_from_text(text: str) -> WeightsRef:
         first = HubFile.parse(written)
         whole = [other if "@" in other else f"{first.repo}@{first.revision}:{other}" for other in others]
         return WeightsRef("hf", (str(first), *(str(HubFile.parse(other)) for other in whole)))
-    return WeightsRef("file", (text.removeprefix("file:"),))
+    if _ADDRESS.match(text):
+        raise UsageProblem(
+            wanted="weights that are a local file, or on the Hub",
+            got=f"the address {text[:160]!r}",
+            next_step="download it yourself and name the file; or write hf:owner/name@revision:file",
+        )
+    path = text.removeprefix("file:")
+    return WeightsRef("file", (path,) if Path(path).exists() else tuple(path.split(",")))
 
 
 def paper_from_json(about: Mapping[str, Any]) -> Paper:

@@ -60,8 +60,18 @@ def test_a_track_the_model_is_not_on():
 
 
 def test_a_model_without_weights_is_said_to_have_none():
-    with pytest.raises(UsageProblem, match=r"Alayrac2019Labels; got published figures alone.*--factory"):
+    with pytest.raises(
+        UsageProblem, match=r"Alayrac2019Labels on cifar10 Linf, with weights; got published figures alone"
+    ):
         catalog().find("Alayrac2019Labels")
+
+
+def test_a_model_may_have_weights_on_one_track_and_figures_alone_on_another():
+    assert catalog().find("Erichson2022NoisyMix").dataset == "imagenet"
+    with pytest.raises(UsageProblem, match="on cifar100 corruptions, with weights; got published figures alone"):
+        catalog().find("Erichson2022NoisyMix", "cifar100")
+    with pytest.raises(UsageProblem, match="got a model of imagenet corruptions"):
+        catalog().find("Erichson2022NoisyMix", "imagenet", "Linf")
 
 
 def test_an_unknown_name_shows_the_nearest():

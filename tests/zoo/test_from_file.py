@@ -6,8 +6,8 @@ import pytest
 
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.threat import ThreatModel
-from hpm_robustbench.zoo.from_file import paper_from_json, spec_from_factory
-from hpm_robustbench.zoo.spec import Paper
+from hpm_robustbench.zoo.from_file import paper_from_json, spec_from_factory, weights_from_text
+from hpm_robustbench.zoo.spec import Paper, WeightsRef
 
 THREAT = ThreatModel.parse("Linf", "2/255")
 
@@ -32,6 +32,18 @@ def test_a_model_of_your_own():
 def test_a_factory_that_is_not_written_as_one(factory):
     with pytest.raises(UsageProblem, match=r"package\.module:function"):
         own(factory)
+
+
+def test_files_of_several_members_are_separated_by_commas(tmp_path):
+    assert weights_from_text("one.pt,two.pt") == WeightsRef("file", ("one.pt", "two.pt"))
+    (tmp_path / "one,two.pt").write_bytes(b"")
+    assert weights_from_text(f"file:{tmp_path}/one,two.pt") == WeightsRef("file", (f"{tmp_path}/one,two.pt",))
+
+
+@pytest.mark.parametrize("text", ["https://example.org/net.pt", "s3://bucket/net.pt"])
+def test_an_address_is_no_local_file(text):
+    with pytest.raises(UsageProblem, match="download it yourself"):
+        weights_from_text(text)
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "nul\0", "x" * 300, "", ".hidden", "a\\b", "a..b"])
