@@ -28,7 +28,7 @@ _LOCK = threading.RLock()
 _KEPT_COPIES = ("mean_cuda", "std_cuda")
 """Attributes in which RobustBench's WideResNets keep their constants on the GPU that they first meet."""
 _IMPORT_TIME_WARNINGS = (
-    # timm declares TorchScript interfaces while it is imported; torch 2.13 deprecates them.
+    # timm declares TorchScript interfaces while it is imported; torch 2.13 deprecates them (not reported upstream).
     r"`torch\.jit\.\w+` is deprecated",
     # RobustBench 1.1.1 uses timm's old module paths (RobustBench pull request 210).
     r"Importing from timm\.models\.\w+ is deprecated",
@@ -83,7 +83,7 @@ def import_robustbench() -> ModuleType:
 
 @contextmanager
 def without_cuda_calls() -> Iterator[None]:
-    """Let ``tensor.cuda()`` return the tensor itself where there is no CUDA device.
+    """Let ``tensor.cuda()`` return the tensor itself, whether or not there is a CUDA device.
 
     The constructor of RobustBench's BiT networks, and so of its two kinds of mixtures, moves two constants to a GPU
     that need not be there (``architectures/bit_rn.py``, ``ResNetV2``). RobustBench pull request 61 had removed all
@@ -91,9 +91,6 @@ def without_cuda_calls() -> Iterator[None]:
     """
     import torch
 
-    if torch.cuda.is_available():
-        yield
-        return
     with _LOCK:
         original = torch.Tensor.cuda
         torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
@@ -108,16 +105,15 @@ def adopt_tensors(network: nn.Module) -> None:
 
     RobustBench issue 58 reported it for two architectures, and pull request 61 mended those; networks that came later
     (BiT, Bai2023's and Peng2023's WideResNets) have it again, which is not reported upstream. A copy of a constant that
-    a network will keep from its first pass on a GPU becomes an empty buffer, so that it too moves on with the network.
+    a network would keep from its first pass on a GPU is made at once, so that it too moves on with the network, and
+    the network is the same before that pass and after it, with a GPU and without.
     """
     import torch
 
     for module in network.modules():
-        stray = {
-            name: value
-            for name, value in vars(module).items()
-            if isinstance(value, torch.Tensor) or (value is None and name in _KEPT_COPIES)
-        }
+        stray = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        copies = [name for name in _KEPT_COPIES if vars(module).get(name, module) is None]
+        stray |= {name: getattr(module, name.removesuffix("_cuda")).clone() for name in copies}
         for name, tensor in stray.items():
             delattr(module, name)
             module.register_buffer(name, tensor, persistent=False)
