@@ -107,6 +107,23 @@ def test_clean_images_beside_the_corrupted_ones_are_used(world, tmp_path: Path) 
         prepare(spec, options, model=world.classifier())
 
 
+def test_images_in_folders_are_evaluated_like_arrays(world, tmp_path: Path) -> None:
+    """As ImageNet-C lies there."""
+    write_classes(world, tmp_path / "test", world.LABELS)
+    write_classes(world, tmp_path / "train", np.arange(20) % 10, brightness=0.9)
+    for kind, severity in world.EVERY:
+        seen, moved = world.LABELS.copy(), world.n_moved(kind, severity)
+        seen[:moved] = (seen[:moved] + 1) % 10
+        for row, (pixels, label) in enumerate(zip(world.images_of(seen), world.LABELS, strict=True)):
+            folder = tmp_path / "pixels-C" / kind / str(severity) / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[..., 0]).save(folder / f"{row}.png")
+    spec = ModelSpec("Brightest", "pixels", Corruptions(), "python:memory:model", WeightsRef("memory", ()))
+    options = RunOptions(batchings=(Batching.SOLO,), data=tmp_path, output=tmp_path / "out")
+    card = evaluate(spec, options, model=world.classifier()).card
+    assert card.hpm_bench.evaluations[0].right == world.expected_right()
+
+
 def test_a_model_of_ones_own_in_a_few_lines(world, tmp_path: Path) -> None:
     source = world.clean_source()
     test, train = source.test(), source.train()

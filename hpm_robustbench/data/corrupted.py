@@ -30,7 +30,7 @@ from hpm_robustbench.data.pixels import images_from_array, labels_from_array
 from hpm_robustbench.errors import IntegrityError, InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.threat import Corruptions, Dataset
 
-_SETS = {
+SETS = {
     "cifar10": ("CIFAR-10-C", "CIFAR-10-C.tar from https://zenodo.org/records/2535967"),
     "cifar100": ("CIFAR-100-C", "CIFAR-100-C.tar from https://zenodo.org/records/3555552"),
     "imagenet": ("ImageNet-C", "ImageNet-C from https://zenodo.org/records/2235448"),
@@ -190,7 +190,7 @@ def open_corrupted(dataset: Dataset, places: Sequence[Path]) -> CorruptedSource:
     """
     folder = next((found for place in places if (found := corrupted_folder(dataset.name, place))), None)
     if folder is None:
-        name, origin = _SETS.get(dataset.name, (f"{dataset.name}-C", "the set"))
+        name, origin = SETS.get(dataset.name, (f"{dataset.name}-C", "the set"))
         raise UsageProblem(
             wanted=f"{name}/labels.npy and {name}/<corruption>.npy, or {name}/<corruption>/<severity>/<class>/*.JPEG",
             got=f"neither in {' or '.join(map(str, places))}",
@@ -201,7 +201,7 @@ def open_corrupted(dataset: Dataset, places: Sequence[Path]) -> CorruptedSource:
 
 def corrupted_folder(dataset: str, place: Path) -> Path | None:
     """The folder of a dataset's corrupted images at ``place``, or None."""
-    name = _SETS[dataset][0] if dataset in _SETS else f"{dataset}-C"
+    name = SETS[dataset][0] if dataset in SETS else f"{dataset}-C"
     return next((folder for folder in (place / name, place) if _has_arrays(folder) or _has_folders(folder)), None)
 
 

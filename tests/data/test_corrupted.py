@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hpm_robustbench.data import ExampleSet, open_corrupted
+from hpm_robustbench.data.corrupted import SETS
 from hpm_robustbench.data.folder import open_folder
 from hpm_robustbench.data.pixels import images_from_array
 from hpm_robustbench.errors import HpmBenchError, IntegrityError, InvalidInput, UnknownName, UsageProblem
@@ -57,6 +58,18 @@ def test_the_fifteen_corruptions_are_those_that_robustbench_averages_over() -> N
 
     assert set(Corruptions.kinds) == set(CORRUPTIONS)
     assert len(Corruptions.kinds) == 15
+
+
+def test_the_sets_lie_where_robustbench_looks_for_them() -> None:
+    from hpm_robustbench.robustbench_compat import import_robustbench
+
+    import_robustbench()
+    from robustbench.data import CORRUPTIONS_DIR_NAMES, ZENODO_CORRUPTIONS_LINKS
+    from robustbench.model_zoo.enums import ThreatModel
+
+    theirs = {dataset.value: names[ThreatModel.corruptions] for dataset, names in CORRUPTIONS_DIR_NAMES.items()}
+    assert {name: folder for name, (folder, _) in SETS.items()} == theirs
+    assert all(SETS[dataset.value][1].endswith(record) for dataset, (record, _) in ZENODO_CORRUPTIONS_LINKS.items())
 
 
 @pytest.mark.parametrize("place", ["set", "parent"])
