@@ -50,7 +50,7 @@ LEFT_OUT = {
         *(_step(view, "joint", loss="ce") for view in ("soft-0.5", "soft-0.1", "batch", "mixed")),
         *(_step("hpm", "gmsa", space=space) for space in ("avg", "min")),
         *(_step("hpm", "joint-conjunction", target_rank=rank) for rank in (2, 3)),
-        *(_step(view, "apgd-t") for view in ("l2", "frozen")),
+        _step("frozen", "apgd-t"),
         _step("hpm", "joint-smoothed", steps=20, targets=1),
         _step("hpm", "noise", tries=1000),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from importlib.resources import files
 
@@ -32,6 +33,15 @@ def installed():
 def test_same_entries_as_the_installed_robustbench(installed):
     assert len(INDEX) == 206
     assert set(INDEX) == set(installed)
+
+
+def test_every_model_of_several_networks_says_what_an_attack_may_differentiate():
+    told = {spec.name: spec.head for spec in robustbench_specs() if spec.head.members}
+    assert len(told) == 6
+    for head in told.values():
+        mean, mixture = "mean of (three|six) networks' probabilities", "mixture's log-probabilities.*gradient"
+        assert re.search(mean if head.output == "probabilities" else mixture, head.note), head.note
+    assert all("each image is answered alone" in s.head.note for s in robustbench_specs() if s.head.one_by_one)
 
 
 def test_same_google_drive_ids(installed):
