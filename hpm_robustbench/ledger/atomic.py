@@ -10,8 +10,8 @@ from pathlib import Path
 from hpm_robustbench.errors import StorageProblem
 
 
-def make_folder(path: Path) -> Path:
-    """Create ``path`` and its parents.
+def make_folder(path: Path, option: str = "--output") -> Path:
+    """Create ``path`` and its parents; ``option`` is the one that named it.
 
     Raises:
         StorageProblem: it cannot be created.
@@ -19,7 +19,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _problem(path, error) from error
+        raise _problem(path, error, option) from error
     return path
 
 
@@ -59,9 +59,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _problem(path: Path, error: OSError) -> StorageProblem:
+def _problem(path: Path, error: OSError, option: str = "--output") -> StorageProblem:
     if error.errno == errno.ENOSPC:
         next_step = "free some space and run the same command again; everything already written is kept"
     else:
-        next_step = "make the folder writable, or name another one"
+        next_step = f"make the folder writable, or name another one with {option}"
     return StorageProblem(wanted=f"to write {path}", got=error.strerror or type(error).__name__, next_step=next_step)

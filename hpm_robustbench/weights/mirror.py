@@ -81,7 +81,7 @@ def mirror(
     _read_index(folder)
     originals = locate(spec, model_dir, fetcher, trust, exactly=True)
     assemble(spec, originals, model_dir, trust)
-    make_folder(folder.resolve().parent)
+    make_folder(folder.resolve().parent, "--folder")
     with locked(folder.resolve()):  # beside the folder: what lies in it is published
         return _add(spec, originals, folder, model_dir, trust, zoo)
 
@@ -141,7 +141,7 @@ def _tensors_file(original: Original, model_dir: Path, trust: Trust) -> Path:
 
 
 def _copy(source: Path, destination: Path) -> None:
-    make_folder(destination.parent)
+    make_folder(destination.parent, "--folder")
     partial = Partial(destination.with_name(f".{destination.name}.partial"))
     try:
         shutil.copyfile(source, partial.path)

@@ -217,12 +217,12 @@ def test_a_licence_that_is_allowed_by_name_lets_the_command_line_go_on(tmp_path,
     assert facts["license"] == "CC-BY-NC-4.0, MIT", "that of the shipped model, whose file it is, as well"
 
 
-def test_a_folder_that_cannot_be_made_names_no_option_that_is_not_there(tmp_path):
+def test_a_folder_that_cannot_be_made_names_the_option_that_named_it(tmp_path):
     (tmp_path / "file").write_text("")
     arguments = ["weights", "mirror", "--model", DIGITS_MODEL, "--folder", str(tmp_path / "file/below")]
     error = CliRunner().invoke(cli, arguments).exception
     assert isinstance(error, StorageProblem)
-    assert "--output" not in str(error)
+    assert "name another one with --folder" in str(error)
 
 
 def test_the_command_line_mirrors_the_embedded_model(tmp_path):
