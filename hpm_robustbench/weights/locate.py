@@ -61,17 +61,15 @@ def locate(
             accept = partial(_accept, expected=expected, model_dir=model_dir, trust=trust)
             fetch_once(place, path, accept, place.by_hand(exactly=only), fetcher)
         _check_readable(spec, path)
-        found.append(Original(path, _verified(path, place.locator, expected), place.locator, expected is not None))
+        due = expected or (as_fetched(path) if path == place.fetched else None)
+        found.append(Original(path, _verified(path, place.locator, due), place.locator, expected is not None))
     return tuple(found)
 
 
 def _verified(path: Path, locator: str, expected: Checksum | None) -> Checksum:
-    """As ``verify``; without a pin a file has to be what was fetched, if it was.
-
-    A file from the Hub that is not the expected one does not stay in the Hub's cache.
-    """
+    """As ``verify``; a file from the Hub that is not the expected one does not stay in the Hub's cache."""
     try:
-        return verify(path, expected or as_fetched(path))
+        return verify(path, expected)
     except IntegrityError as error:
         if not locator.startswith("hf:"):
             raise
