@@ -14,7 +14,6 @@ from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, Paper, WeightsRef
 
 _FACTORY = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", re.ASCII)
-
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 

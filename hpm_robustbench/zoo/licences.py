@@ -33,9 +33,7 @@ def check_licences(specs: Iterable[ModelSpec], allowed: Sequence[str] = (), zoo:
         UsageProblem: a licence that nobody knows, or that forbids some uses.
     """
     free = FREE.union(allowed)
-    asked = [(spec, file) for spec in specs for file in spec.weights.full_locators]
-    under = dict.fromkeys((spec.name, licence) for spec, file in asked for licence in licences_of(spec, file, zoo))
-    refused = [(name, licence) for name, licence in under if licence not in free]
+    refused = [(spec.name, licence) for spec in specs for licence in _licences_of(spec, zoo) if licence not in free]
     if refused:
         first = refused[0][1]
         raise UsageProblem(
@@ -43,6 +41,12 @@ def check_licences(specs: Iterable[ModelSpec], allowed: Sequence[str] = (), zoo:
             got=", ".join(f"{name} ({licence})" for name, licence in refused),
             next_step=f"leave them out; or, if its terms let you publish them there, add --allow-license {first}",
         )
+
+
+def _licences_of(spec: ModelSpec, zoo: Sequence[ModelSpec]) -> Iterable[str]:
+    """Its own first, which also binds a network that came from memory and has no file."""
+    of_files = (each for file in spec.weights.full_locators for each in licences_of(spec, file, zoo))
+    return dict.fromkeys((spec.paper.license, *of_files))
 
 
 def hub_licence(name: str) -> str:

@@ -150,9 +150,10 @@ def test_licences_are_asked_before_anything_is_written(tmp_path):
     with pytest.raises(UsageProblem, match=r"Ding2020MMA \(CC-BY-NC-SA-4\.0\).*--allow-license CC-BY-NC-SA-4\.0"):
         check_licences(specs)
     check_licences(specs, ["CC-BY-NC-SA-4.0"])
-    unknown = [replace(specs[0], paper=Paper())]
-    with pytest.raises(UsageProblem, match="unknown"):
-        check_licences(unknown)
+    unknown = replace(specs[0], paper=Paper())
+    for spec in (unknown, replace(unknown, weights=WeightsRef("memory", ()))):
+        with pytest.raises(UsageProblem, match="unknown"):
+            check_licences([spec])
     arguments = ["weights", "mirror", "--model", DIGITS_MODEL, "--model", "Ding2020MMA"]
     with pytest.raises(UsageProblem, match="anybody may publish"):
         CliRunner().invoke(cli, [*arguments, "--folder", str(tmp_path / "mirror")], catch_exceptions=False)
