@@ -4,10 +4,10 @@
     python -m benchmarks.finetune --cifar10 DIR [--model CifarResNet20-Standard] [--head-images 1000]
 
 The plain loop does what the recipe says in the way that one would write it down first: float32, the usual memory
-layout, parameters that collect gradients during the attack. Both start from the embedded model, or with ``--cifar10``,
-a folder as ``benchmarks.real_models`` reads it, from one of its networks, and take turns. Printed are images per
-second, the share of time in the network's own forward passes, and the peak of memory. Targets: at least 1.8 times the
-plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
+layout, parameters that collect gradients during the attack. Neither computes in TF32. Both start from the embedded
+model, or with ``--cifar10``, a folder as ``benchmarks.real_models`` reads it, from one of its networks, and take turns.
+Printed are images per second, the share of time in the network's own forward passes, and the peak of memory. Targets:
+at least 1.8 times the plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
 
 ``--head-images`` also measures what the recipe ``head`` costs on so many images of that network, measurements of its
 curves included, in epochs of clean forward passes over them; the target is two. The smaller the network, the more its
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from benchmarks.cifar10 import images_of
 from benchmarks.real_models import MODELS, weights_path
 from hpm_robustbench.data import ExampleSet, open_dataset
+from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.request import find_spec, own_spec
 from hpm_robustbench.threat import Batching, ThreatModel
@@ -156,6 +157,7 @@ def timed(loop: PlainLoop | Loop, steps: int, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+@full_precision_kernels()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")

@@ -17,6 +17,7 @@ from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.composite import split_composite
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.fitting import fit
+from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.shapes import Logits
 from hpm_robustbench.threat import Dataset
 from hpm_robustbench.zoo.spec import HeadRule
@@ -49,6 +50,7 @@ class Wrapped:
         return {topic: sentence for topic, sentence in said.items() if sentence}
 
 
+@full_precision_kernels()
 def wrap(
     model: nn.Module,
     training: ExampleSet,
@@ -90,6 +92,7 @@ def wrap(
     )
 
 
+@full_precision_kernels()
 def take_apart(
     model: nn.Module, dataset: Dataset, x: Tensor, rule: HeadRule, *, coupled: bool | None = None
 ) -> tuple[Split, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.evaluation.verification import Verification, verify
 from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.images import check_resolution, open_clean, open_corruptions
+from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
@@ -156,7 +156,7 @@ def prepare(
     A model that is ``Ready`` is wrapped already, and its spec names the sha256 of its weights. Without ``train``, a
     fine-tuning that is not finished is refused.
     """
-    with _full_precision_kernels():
+    with full_precision_kernels():
         return _prepare(spec, _start(spec, options, model, source), options, train=train)
 
 
@@ -261,7 +261,7 @@ def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -
     Raises:
         HpmBenchError: see ``errors``; the same call continues where an earlier one was cut off.
     """
-    with _full_precision_kernels():
+    with full_precision_kernels():
         start = _start(spec, options, None, None)
         return _keep(spec, start, options, tunings, train=True)
 
@@ -307,7 +307,7 @@ def _check_card(spec: ModelSpec, start: Start, options: RunOptions) -> None:
 
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
-    with _full_precision_kernels():
+    with full_precision_kernels():
         for plan, subject in case.all_trials():
             runs, environment = case.output / "runs", environment_of(subject.device)
             if isinstance(plan, Plan):
@@ -319,7 +319,7 @@ def attack(case: Case, share: Share = WHOLE) -> None:
 
 def examine(case: Case) -> None:
     """Aggregate every finished trial under attack and look for indicators of attack failure, where nobody has yet."""
-    with _full_precision_kernels():
+    with full_precision_kernels():
         for plan, subject in case.all_trials():
             if isinstance(plan, Plan) and not case.is_screen:
                 aggregate(plan, subject, case.test, case.output / "runs")
@@ -328,7 +328,7 @@ def examine(case: Case) -> None:
 
 def verify_kept(case: Case) -> list[Verification]:
     """Judge again every adversarial image that was kept of a case, which this process has loaded afresh."""
-    with _full_precision_kernels():
+    with full_precision_kernels():
         return [
             verify(plan, subject, case.test, case.output / "runs")
             for plan, subject in case.all_trials()
@@ -336,23 +336,12 @@ def verify_kept(case: Case) -> list[Verification]:
         ]
 
 
-def _full_precision_kernels() -> AbstractContextManager[None]:
-    """On CUDA: no TF32 in convolutions, which rounds to 10 bits, and no kernel that adds up in a changing order.
-
-    The same while a model is prepared and while it is attacked: a run recognises its model by its answers.
-    """
-    kernels: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    return kernels
-
-
 def conclude(case: Case) -> Outcome | Screen:
     """Collect the records of a case whose every shard is written down, and write its card, if they are worth one.
 
     The controls' cards come first, so that none is missing that the case's own card tells of.
     """
-    with _full_precision_kernels():
+    with full_precision_kernels():
         trials = case.all_trials() if case.is_screen else case.trials
         records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
         if case.is_screen:

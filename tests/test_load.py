@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -46,24 +48,62 @@ def test_weights_lie_channels_last_where_the_model_can_run_so(
     assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
+Settings: TypeAlias = tuple[bool, bool, str, str]
+
+
+def settings() -> Settings:
+    cudnn = torch.backends.cudnn
+    products = torch.backends.cuda.matmul.fp32_precision
+    return cudnn.allow_tf32, cudnn.deterministic, cudnn.conv.fp32_precision, products
+
+
+EXACT = (False, True, "ieee", "ieee")
+
+
+class Watching(nn.Module):
+    """A linear classifier that writes down under which settings it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Settings] = []
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(settings())
+        return self.net(x)
+
+
+@pytest.fixture(params=["the older way", "the newer way"])
+def hasty(request: pytest.FixtureRequest) -> Iterator[Settings]:
+    """Settings of somebody who would rather have it fast, in both of torch's ways to say so."""
+    product, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    if request.param == "the older way":
+        torch.set_float32_matmul_precision("medium")
+    else:
+        product.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix"):
+            torch.get_float32_matmul_precision()
+    yield settings()
+    torch.set_float32_matmul_precision(before)
+
+
 def test_every_pass_of_a_trial_meets_full_precision_kernels_and_leave_the_settings_alone(
-    training: ExampleSet, tmp_path: Path
+    training: ExampleSet, tmp_path: Path, hasty: Settings
 ) -> None:
-    class Watching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
-            return self.net(x)
-
-    seen: list[tuple[bool, bool]] = []
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     model, images = Watching(), training.images
     labels = model(images).argmax(dim=1)  # right about every image, so that there is something to attack
+    seen = model.seen
     seen.clear()
     hpm_robustbench.benchmark(model, (images, labels), name="Watching", eps="0.5", n_ex=2, output=tmp_path)
-    assert set(seen[1:]) == {(False, True)}  # the first pass only counts the classes
+    assert set(seen[1:]) == {EXACT}  # the first pass only counts the classes
     assert len(seen) > 10
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+    assert settings() == hasty
+
+
+def test_a_model_is_taken_apart_with_full_precision_kernels(training: ExampleSet, hasty: Settings) -> None:
+    model = Watching()
+    wrapped = wrap(model, training)
+    assert set(model.seen) == {EXACT}
+    assert settings() == hasty
+    wrapped.base(training.images[:2])
+    assert settings() == hasty
