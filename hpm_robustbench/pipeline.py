@@ -48,7 +48,7 @@ from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import Finetuned, Kept, finetune_once, on_trial
 from hpm_robustbench.training.recipe import Control, Tuning
-from hpm_robustbench.weights import load_weights
+from hpm_robustbench.weights import check_local, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
 
 Ready: TypeAlias = Callable[[torch.device], Wrapped]
@@ -216,6 +216,8 @@ def _trials(spec: ModelSpec, start: Start, options: RunOptions) -> Sequence[tupl
 def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Start:
     device = _device(options.device)
     _check_screen(spec, options)
+    if model is None:
+        check_local(spec)
     source = source or open_clean(spec, options)
     check_resolution(spec, source.dataset)
     corrupted = open_corruptions(spec, source.dataset, options)

@@ -18,7 +18,7 @@ Hub's client have fetched is used where they keep it. Removing ``converted`` or 
 from __future__ import annotations
 
 from hpm_robustbench.weights.load import Loaded, load_weights
-from hpm_robustbench.weights.locate import Original, locate
+from hpm_robustbench.weights.locate import Original, check_local, locate
 from hpm_robustbench.weights.trust import STRICT, Trust
 
-__all__ = ["STRICT", "Loaded", "Original", "Trust", "load_weights", "locate"]
+__all__ = ["STRICT", "Loaded", "Original", "Trust", "check_local", "load_weights", "locate"]

@@ -66,6 +66,17 @@ def locate(
     return tuple(found)
 
 
+def check_local(spec: ModelSpec) -> None:
+    """Say at once that a local file is not there, and not only after all that comes before loading it.
+
+    Raises:
+        UsageProblem: it does not exist, or may not be read.
+    """
+    if spec.weights.source == "file":
+        for place in places(spec.weights, Path()):
+            _check_readable(spec, place.path)
+
+
 def _verified(path: Path, locator: str, expected: Checksum | None) -> Checksum:
     """As ``verify``; a file from the Hub that is not the expected one does not stay in the Hub's cache."""
     try:

@@ -85,6 +85,10 @@ def test_usage_problems(place, tmp_path: Path, arguments: list[str], word: str) 
     assert nothing_written(tmp_path)
 
 
+def test_missing_weights_are_told_before_the_images_are_read(place) -> None:
+    assert "no readable file" in str(failure(place.run("--weights", "missing.safetensors", "--data", "missing.npz")))
+
+
 @pytest.mark.parametrize("option", ["--weights", "--name", "--head"])
 def test_what_belongs_to_a_model_of_ones_own_needs_one(option: str) -> None:
     assert f"--factory beside {option}" in str(failure(["run", option, "x"]))

@@ -77,6 +77,14 @@ def test_two_pushes_of_one_model_at_once_leave_it_whole(hub, push):
     assert (code, out.split(":")[0]) == (0, "nothing to do")
 
 
+def test_that_a_busy_hub_is_asked_again_is_said_once(hub, loopback, push):
+    hub.faults = [loopback.Fault("POST .*objects/batch", 503)]
+    code, _, err = ended(push(hub.address))
+    assert code == 0, err
+    assert sum("503" in line for line in err.splitlines()) == 1, err
+    assert "200 OK" not in err
+
+
 class Serving:
     """A Hub in a process of its own, and the requests that it has told of."""
 
