@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from hpm_robustbench.training.learner import features_as_images
@@ -21,7 +22,7 @@ class Features:
         self._known: dict[Recipe, Tensor] = {}
 
     def of(self, lesson: Lesson) -> Tensor:
-        """Those of the images to train on, in their order."""
+        """Those of all images, of the held-out ones too, in their order."""
         recipe = lesson.tuning.recipe
         if recipe not in self._known:
             self._known[recipe] = _computed(lesson)
@@ -29,8 +30,8 @@ class Features:
 
 
 def _computed(lesson: Lesson) -> Tensor:
-    frozen, (rows, _) = lesson.classifier, lesson.rows()
-    images, device = lesson.training.images, frozen.prototypes.device
+    frozen, images = lesson.classifier, lesson.training.images
+    rows, device = torch.arange(len(images)), frozen.prototypes.device
     _, features = fitting(
         lesson.tuning.recipe.batch_size,
         lambda at_once: features_as_images(frozen.backbone, images, rows, at_once, device),

@@ -98,13 +98,11 @@ class Loop:
     def __init__(self, lesson: Lesson) -> None:
         self.lesson, self._recipe = lesson, lesson.tuning.recipe
         frozen, device = lesson.classifier, lesson.classifier.prototypes.device
-        learning, held = lesson.rows()
-        self._held_out = lesson.training.take(held.tolist()) if len(held) else None
-        images, labels, rows, backbone = lesson.training.images, lesson.training.labels, learning, None
+        learning, self._held_out = lesson.rows()
+        self._images, backbone = lesson.training.images, None
         if self._recipe.from_features:
-            images, labels, rows = lesson.features.of(lesson), labels[learning], torch.arange(len(learning))
-            backbone = nn.Flatten()
-        self.batches = Batches(images, labels, rows, lesson.tuning, device)
+            self._images, backbone = lesson.features.of(lesson), nn.Flatten()
+        self.batches = Batches(self._images, lesson.training.labels, learning, lesson.tuning, device)
         self.steps = self._recipe.epochs * self.batches.per_epoch
         classifier = trainable(frozen, lesson.tuning.defence(frozen.config), backbone)
         classifier.batching = Batching(self._recipe.batching)
@@ -238,14 +236,16 @@ class Loop:
 
     def _measure(self, point: Point) -> None:
         self._begin(f"measuring after epoch {point.epoch}")
-        lesson, held_out = self.lesson, self._held_out
+        lesson, rows = self.lesson, self._held_out
         # An attack in every epoch would cost many times the training of a head on ready features.
         under_attack = not self._recipe.from_features or point.epoch in (0, self._recipe.epochs)
+        images = lesson.training.images if under_attack else self._images
         _, measured = fitting(
             self.position.at_once,
             lambda at_once: accuracy(
-                self.deployed(),
-                held_out,
+                self.deployed() if under_attack else self._classifier(),
+                images[rows],
+                lesson.training.labels[rows],
                 lesson.threat,
                 lesson.tuning,
                 at_once,
@@ -256,13 +256,16 @@ class Loop:
         self.position.curves.append(point.model_copy(update=measured._asdict()))
         log.info("%s: %s", self.lesson.tuning.name, self.position.curves[-1])
 
-    @torch.no_grad()
     def deployed(self) -> HPMClassifier:
         """The classifier as it would be deployed now: averaged weights on the whole backbone, each image alone."""
+        return self._classifier(self.lesson.classifier.backbone if self._recipe.from_features else None)
+
+    @torch.no_grad()
+    def _classifier(self, backbone: nn.Module | None = None) -> HPMClassifier:
+        """The same on another backbone, by default on the one that is trained, which may take ready features."""
         learner = self.learner if self._average is None else self._average.module
         assert isinstance(learner, Learner)
         source = learner.classifier
-        backbone = self.lesson.classifier.backbone if self._recipe.from_features else None
         classifier = trainable(source, source.config, backbone)
         classifier.beta.copy_(source.beta)
         if "tau" in self.lesson.tuning.learned:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.shapes import Images, Labels
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.inner import attacked
@@ -29,7 +29,8 @@ class Accuracy(NamedTuple):
 
 def accuracy(
     classifier: HPMClassifier,
-    held_out: ExampleSet | None,
+    x: Images,
+    y: Labels,
     threat: ThreatModel,
     tuning: Tuning,
     at_once: int,
@@ -39,24 +40,34 @@ def accuracy(
 ) -> Accuracy:
     """Of a classifier, or of its FC head if the control says that it answers; the classifier ends up frozen, SOLO.
 
-    ``tick`` is called with every answer.
+    Args:
+        classifier: on the device to use.
+        x: images, or what a classifier without a backbone takes.
+        y: their labels; if there are none, nothing is measured.
+        threat: what the attack may do.
+        tuning: recipe, control and seed.
+        at_once: images that pass through the network together.
+        under_attack: whether to attack.
+        tick: is called with every answer.
     """
-    if held_out is None:
+    if not len(y):
         return Accuracy(None, None)
     classifier.batching = Batching.SOLO
     # Never a float of less precision, whatever the training uses: this is how the classifier will be deployed.
     learner = Learner(classifier, (), torch.float32)
     attack = tuning.recipe.model_copy(
-        update={"loss": "ce", "attack_view": "ste", "attack_steps": _STEPS * under_attack, "attack_step": _STEP}
+        update={"loss": "ce", "attack_view": "ste", "attack_steps": _STEPS, "attack_step": _STEP}
     )
     clean = robust = 0
-    for number, rows in enumerate(torch.split(torch.arange(len(held_out)), tuning.recipe.batch_size)):
-        x, y = (tensor[rows].to(classifier.prototypes.device) for tensor in (held_out.images, held_out.labels))
-        objective = Objective(learner, replace(tuning, recipe=attack), y, tick=tick)
-        moved = attacked(objective, x, threat, drawn(tuning.seed, "measure", number), at_once)
-        right, stands = (_right(objective, images, at_once) for images in (x, moved))
-        clean, robust = clean + int(right.sum()), robust + int((right & stands).sum())
-    return Accuracy(clean / len(held_out), robust / len(held_out) if under_attack else None)
+    for number, rows in enumerate(torch.split(torch.arange(len(y)), tuning.recipe.batch_size)):
+        images, labels = (tensor[rows].to(classifier.prototypes.device) for tensor in (x, y))
+        objective = Objective(learner, replace(tuning, recipe=attack), labels, tick=tick)
+        right = _right(objective, images, at_once)
+        clean += int(right.sum())
+        if under_attack:
+            moved = attacked(objective, images, threat, drawn(tuning.seed, "measure", number), at_once)
+            robust += int((right & _right(objective, moved, at_once)).sum())
+    return Accuracy(clean / len(y), robust / len(y) if under_attack else None)
 
 
 def _right(objective: Objective, images: torch.Tensor, at_once: int) -> torch.Tensor:

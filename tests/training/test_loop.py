@@ -82,8 +82,11 @@ def test_the_head_recipe_runs_the_backbone_once_and_leaves_it_alone(wrapped, dig
 
 
 def test_a_head_on_ready_features_is_attacked_first_and_last_only(wrapped, digits) -> None:
-    recipe = find_recipe("head").with_knobs({"epochs": 3})
+    seen = []
+    wrapped.classifier.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    recipe, held_out, passes = find_recipe("head").with_knobs({"epochs": 3}), 16, 12  # ten steps, before and after
     curves = Loop(lesson(wrapped, digits, recipe)).run().curves
+    assert sum(seen) == len(digits) + 2 * passes * held_out
     assert [point.robust is None for point in curves] == [False, True, True, False]
     assert all(point.clean is not None for point in curves)
 
