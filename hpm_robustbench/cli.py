@@ -53,10 +53,14 @@ _format = _format_of("human", "json")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
 def cli(quiet: bool) -> None:
     """Trustworthy evaluation of robust image classifiers, with and without HPM."""
+    level = logging.ERROR if quiet else logging.INFO
     told = logging.StreamHandler(sys.stderr)
+    told.setLevel(level)
     told.addFilter(lambda record: record.name.startswith("hpm_robustbench") or record.levelno >= logging.WARNING)
-    logging.basicConfig(handlers=[told], format="%(message)s", level=logging.ERROR if quiet else logging.INFO)
+    logging.basicConfig(handlers=[told], format="%(message)s", level=level)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own, and would say all twice
+    if quiet:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when that handler is made
     if not sys.warnoptions and quiet:
         logging.captureWarnings(True)
 

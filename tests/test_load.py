@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import hpm_robustbench
 from hpm_robustbench.data import ExampleSet, open_dataset
+from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.load import wrap
 
 
@@ -48,16 +49,17 @@ def test_weights_lie_channels_last_where_the_model_can_run_so(
     assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
-Settings: TypeAlias = tuple[bool, bool, str, str]
+Settings: TypeAlias = tuple[bool, bool, str, str, str, str]
 
 
 def settings() -> Settings:
     cudnn = torch.backends.cudnn
     products = torch.backends.cuda.matmul.fp32_precision
-    return cudnn.allow_tf32, cudnn.deterministic, cudnn.conv.fp32_precision, products
+    here = torch.backends.mkldnn.conv.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    return cudnn.allow_tf32, cudnn.deterministic, cudnn.conv.fp32_precision, products, *here
 
 
-EXACT = (False, True, "ieee", "ieee")
+EXACT = (False, True, "ieee", "ieee", "ieee", "ieee")
 
 
 class Watching(nn.Module):
@@ -107,3 +109,32 @@ def test_a_model_is_taken_apart_with_full_precision_kernels(training: ExampleSet
     assert settings() == hasty
     wrapped.base(training.images[:2])
     assert settings() == hasty
+
+
+def test_the_settings_come_back_when_the_last_has_left_and_after_an_error(hasty: Settings) -> None:
+    one, other = full_precision_kernels(), full_precision_kernels()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)  # as of two threads
+    assert settings() == EXACT
+    other.__exit__(None, None, None)
+    assert settings() == hasty
+    with pytest.raises(ValueError, match="inside"), full_precision_kernels():
+        raise ValueError("inside")
+    assert settings() == hasty
+
+
+def test_settings_that_were_inherited_are_inherited_afterwards() -> None:
+    product = torch.backends.mkldnn.matmul
+    product.fp32_precision = "none"
+    try:
+        with full_precision_kernels():
+            assert product.fp32_precision == "ieee"
+        torch.backends.fp32_precision = "tf32"
+        assert product.fp32_precision == "tf32"
+        with full_precision_kernels():
+            assert product.fp32_precision == "ieee"
+        torch.backends.fp32_precision = "ieee"
+        assert product.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = "none"

