@@ -22,6 +22,11 @@ settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def world() -> ModuleType:
     """Corrupted images with known answers; see ``support/corrupted_world.py``."""

@@ -9,12 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 
 
 def command(place, output: Path, device: str) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.training.compute import compile_if_faster, precision_on, prefer_channels_last
@@ -20,17 +21,14 @@ from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.memory import fitting
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 LINF = ThreatModel.parse("Linf", "0.1")
 
 
 @pytest.fixture(autouse=True)
 def _exactly() -> Iterator[None]:
     """As where a model is fine-tuned."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with full_precision_kernels():
         yield
 
 

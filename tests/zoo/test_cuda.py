@@ -12,6 +12,7 @@ from hpm_robustbench.architectures import build
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.load import wrap
 from hpm_robustbench.threat import Dataset
 from hpm_robustbench.zoo.from_robustbench import robustbench_specs
@@ -19,7 +20,6 @@ from hpm_robustbench.zoo.spec import ModelSpec
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
     pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*saved_variables.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
@@ -43,7 +43,7 @@ ZOO = {f"{spec.dataset}/{spec.threat.name}/{spec.name}": spec for spec in robust
 def _exactly() -> Iterator[None]:
     """As in a trial, and with nothing left for the next."""
     torch.manual_seed(0)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with full_precision_kernels():
         yield
     gc.collect()
     torch.cuda.empty_cache()
