@@ -23,10 +23,10 @@ from hpm_robustbench.attacks.protocols import standard
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import open_dataset
 from hpm_robustbench.embedded.network import digits_resnet
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.load import wrap
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.robustbench_compat import import_autoattack
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Norm, ThreatModel
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL

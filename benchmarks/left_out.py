@@ -19,13 +19,13 @@ from torch import Tensor
 
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.evaluation.judge import judge
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import MSA, Plan, Step
 from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.pipeline import Case, attack, prepare
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.run_options import RunOptions
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL

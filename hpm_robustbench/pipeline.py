@@ -24,7 +24,6 @@ from hpm_robustbench.evaluation.diagnostics import diagnose
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.evaluation.verification import Verification, verify
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.images import check_resolution, open_clean, open_corruptions
 from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
@@ -43,6 +42,7 @@ from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.planning import Start, environment_of, plan_trials
 from hpm_robustbench.run_options import SCREENS, RunOptions
+from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.features import Features

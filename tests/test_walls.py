@@ -67,12 +67,13 @@ def test_the_ledger_the_zoo_and_the_door_never_reach_torch(module: str) -> None:
 @pytest.mark.parametrize(
     ("room", "forbidden"),
     [
-        ("hpm", ("attacks", "evaluation", "ledger", "zoo", "data", "load", "weights", *FRONT)),
+        ("hpm", ("surrogates", "attacks", "evaluation", "ledger", "zoo", "data", "load", "weights", *FRONT)),
+        ("surrogates", ("attacks", "evaluation", "ledger", "zoo", "data", "load", "weights", *FRONT)),
         ("attacks", ("evaluation", "zoo", "load", "weights", "data", *FRONT)),
-        ("ledger", ("hpm", "attacks", "evaluation", "data", "load", "weights", "embedded", *FRONT)),
-        ("zoo", ("hpm", "attacks", "evaluation", "ledger", "data", "load", "weights", *FRONT)),
+        ("ledger", ("hpm", "surrogates", "attacks", "evaluation", "data", "load", "weights", "embedded", *FRONT)),
+        ("zoo", ("hpm", "surrogates", "attacks", "evaluation", "ledger", "data", "load", "weights", *FRONT)),
         ("evaluation", ("zoo", "load", "weights", "embedded", *FRONT)),
-        ("training", ("zoo", "weights", "embedded", "pipeline", "hub")),
+        ("training", ("surrogates", "zoo", "weights", "embedded", "pipeline", "hub")),
         ("weights", FRONT),
     ],
 )

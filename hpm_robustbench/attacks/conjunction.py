@@ -27,8 +27,8 @@ from torch import Tensor
 from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.base import View, packed, seeded
 from hpm_robustbench.attacks.losses import margin, pick, ranked_others, targeted_margin
-from hpm_robustbench.hpm.region import Region
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses
+from hpm_robustbench.surrogates.region import Region
 from hpm_robustbench.threat import ThreatModel
 
 SOFTNESS = 0.1

@@ -21,12 +21,12 @@ from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.evaluation.kept_images import KeptImages, read_kept
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import BasePlan, Plan
 from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.shapes import Images, Mask
+from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import ThreatModel
 
 _REGROUPINGS = 3

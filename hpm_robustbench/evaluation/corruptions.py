@@ -17,10 +17,10 @@ from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.evaluation.runner import WHOLE, Share
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import CorruptionPlan, Step
 from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
+from hpm_robustbench.surrogates.views import Subject
 
 
 class Conditions(NamedTuple):

@@ -23,11 +23,11 @@ from hpm_robustbench.evaluation.probes import (
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.evaluation.sample import Sample, draw_sample
 from hpm_robustbench.evaluation.stress import broken_by_gradients, broken_by_noise, multiples
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.diagnostics import AtBudget, AtSteps, Diagnostics
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.shapes import Mask
+from hpm_robustbench.surrogates.views import Subject
 
 _ITERATIONS = (25, 50, 100, 200)
 _BUDGET_STEPS = 50

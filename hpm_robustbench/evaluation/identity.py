@@ -15,12 +15,12 @@ from torch import nn
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.plan import BasePlan
+from hpm_robustbench.surrogates.views import Subject
 
 _PROBES = 16
-LAB = ("hpm", "attacks", "evaluation")
-"""Where the code lies that decides a verdict: defence, attacks and trial."""
+LAB = ("hpm", "surrogates", "attacks", "evaluation")
+"""Where the code lies that decides a verdict: defence, its surrogates, attacks and trial."""
 
 
 def state_sha256(*modules: nn.Module) -> str:

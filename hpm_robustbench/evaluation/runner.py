@@ -24,11 +24,11 @@ from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import Judgement, judge, worst_of
 from hpm_robustbench.evaluation.kept_images import Keeper, check_repeated, kept_path
 from hpm_robustbench.evaluation.progress import Progress
-from hpm_robustbench.hpm.views import Cost, Subject, View, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
 from hpm_robustbench.shapes import Images, Labels, Mask
+from hpm_robustbench.surrogates.views import Cost, Subject, View, make_view
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.hpm.views import Subject, View, make_view
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.shapes import Images, Labels, Losses, Mask
+from hpm_robustbench.surrogates.views import Subject, View, make_view
 from hpm_robustbench.threat import ThreatModel
 
 ROWS = 64

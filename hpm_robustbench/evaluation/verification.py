@@ -13,11 +13,11 @@ from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.evaluation.kept_images import KeptImages, kept_path, named_rows, read_kept
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.shapes import Mask
+from hpm_robustbench.surrogates.views import Subject
 
 _SIZES = (1, 8)
 """Batch sizes beside the plan's own in which a row-independent target is asked again."""

@@ -44,7 +44,7 @@ from hpm_robustbench.training.recipe import Control, Tuning
 log = logging.getLogger(__name__)
 
 CODE = ("hpm", "training", "attacks/ball.py")
-"""Where the code lies that weights depend on: a new attack on trial makes nobody train again."""
+"""Where the code lies that weights depend on: a new surrogate or attack on trial makes nobody train again."""
 
 
 @dataclass(frozen=True)

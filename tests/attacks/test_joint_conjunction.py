@@ -7,8 +7,8 @@ from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import class_means
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Batching, ThreatModel
 
 

@@ -8,8 +8,8 @@ from hpm_robustbench.attacks import alone, conjunction, joint, smoothed
 from hpm_robustbench.attacks.protocols import COUPLED_THREATS, find_protocol, msa, quick, standard
 from hpm_robustbench.attacks.registry import find_attack
 from hpm_robustbench.errors import BatchCoupled, UnknownName
-from hpm_robustbench.hpm.views import VIEWS
 from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK
+from hpm_robustbench.surrogates.views import VIEWS
 from hpm_robustbench.threat import Batching
 
 BATCHINGS = list(Batching)

@@ -11,9 +11,9 @@ from torch import nn
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import DataSource, ExampleSet
 from hpm_robustbench.errors import InvalidInput
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.load import wrap
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Dataset, ThreatModel
 
 TINY = Dataset("tiny", 3, (1, 2, 2))

@@ -18,12 +18,12 @@ from hpm_robustbench.evaluation.aggregates import aggregate
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import MSA, QUICK, Plan, Step
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
+from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching, Composition, Dataset
 
 STEPS = (

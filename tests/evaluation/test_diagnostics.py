@@ -20,11 +20,11 @@ from hpm_robustbench.evaluation.probes import dead_gradients, misled, regrouped,
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.evaluation.sample import ROWS, Sample, draw_sample
 from hpm_robustbench.evaluation.stress import broken_by_gradients, broken_by_noise, multiples
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.indicators import indicators
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import MSA, Plan, Step
 from hpm_robustbench.load import Wrapped
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Batching, ThreatModel
 
 Answer = Callable[[nn.Module, Tensor], Tensor]

@@ -14,8 +14,8 @@ from hpm_robustbench.evaluation.identity import LAB, code_of, code_sha256, state
 from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.load import Wrapped
+from hpm_robustbench.surrogates.views import Subject
 
 
 def test_equal_weights_that_compute_differently_have_different_keys(digits: tuple[ExampleSet, ExampleSet]) -> None:
@@ -100,7 +100,7 @@ def test_text_that_is_computed_with_is_code() -> None:
 
 def test_rooms_and_files_have_one_hash_each() -> None:
     kinds = [code_sha256(*LAB), code_sha256("attacks"), code_sha256("attacks/ball.py"), code_sha256("hpm")]
-    assert len({*kinds, *(code_sha256("attacks", place) for place in LAB)}) == 4 + 2
+    assert len({*kinds, *(code_sha256("attacks", place) for place in LAB)}) == 4 + 3
     assert all(len(kind) == 16 for kind in kinds)
 
 

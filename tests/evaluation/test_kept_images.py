@@ -16,11 +16,11 @@ from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.kept_images import kept_path, named_rows, read_kept
 from hpm_robustbench.evaluation.runner import Share, run
 from hpm_robustbench.evaluation.verification import verify
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import MSA, Plan, Step
 from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.load import Wrapped
+from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching
 
 STEPS = {

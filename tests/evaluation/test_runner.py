@@ -15,12 +15,12 @@ from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import BatchCoupled, InvalidInput
 from hpm_robustbench.evaluation.runner import run
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, Verdict
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.robustbench_compat import import_autoattack
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Batching, Composition
 
 QUICK = (

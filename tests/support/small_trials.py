@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.evaluation.identity import subject_sha256
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Examples, Plan, Step
 from hpm_robustbench.ledger.record import RunRecord
+from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import ThreatModel
 
 

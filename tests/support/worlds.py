@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpm_robustbench.hpm.region import Region
+from hpm_robustbench.surrogates.region import Region
 from hpm_robustbench.threat import Norm, ThreatModel
 
 

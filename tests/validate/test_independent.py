@@ -12,13 +12,13 @@ from validation.planted import EPS, digits, plant
 from validation.trial import wrapped
 
 from hpm_robustbench.evaluation.runner import run
-from hpm_robustbench.hpm.views import Subject
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.pipeline import Case, prepare
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.run_options import RunOptions
+from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 

@@ -9,8 +9,8 @@ from validation.trial import wrapped
 
 from hpm_robustbench.evaluation.diagnostics import measure
 from hpm_robustbench.evaluation.sample import Sample
-from hpm_robustbench.hpm.views import Subject, make_view
 from hpm_robustbench.ledger.indicators import indicators
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import ThreatModel
 
 MEANT = {

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.region import Region, region_of, shared_prototypes
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
+from hpm_robustbench.surrogates.region import Region, region_of, shared_prototypes
 
 _DRAWS = 8
 """Batches of mates over which ``drawn`` takes the mean."""

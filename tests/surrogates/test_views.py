@@ -7,7 +7,7 @@ import torch
 
 from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.views import VIEWS, Subject, View, make_view
+from hpm_robustbench.surrogates.views import VIEWS, Subject, View, make_view
 from hpm_robustbench.threat import Batching
 
 N = 8

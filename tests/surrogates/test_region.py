@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.hpm.region import region_of
+from hpm_robustbench.surrogates.region import region_of
 from hpm_robustbench.threat import Batching
 
 every_batching = pytest.mark.parametrize("batching", Batching)
