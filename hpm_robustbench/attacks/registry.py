@@ -14,6 +14,7 @@ from hpm_robustbench.attacks.base import Attack, Submissions, Task, View
 from hpm_robustbench.attacks.conjunction import CONJUNCTION
 from hpm_robustbench.attacks.gmsa import GMSA
 from hpm_robustbench.attacks.hard_label import HARD_LABEL
+from hpm_robustbench.attacks.in_turns import IN_TURNS
 from hpm_robustbench.attacks.joint import JOINT
 from hpm_robustbench.attacks.joint_conjunction import JOINT_CONJUNCTION
 from hpm_robustbench.attacks.joint_square import JOINT_SQUARE
@@ -34,6 +35,7 @@ ATTACKS: dict[str, Attack] = {
     "smoothed": SMOOTHED,
     "noise": NOISE,
     "joint": JOINT,
+    "in-turns": IN_TURNS,
     "joint-conjunction": JOINT_CONJUNCTION,
     "gmsa": GMSA,
     "joint-square": JOINT_SQUARE,

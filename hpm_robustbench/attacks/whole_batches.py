@@ -79,7 +79,8 @@ class Cover:
     """
 
     def __init__(self, view: View, y: Labels, active: Mask, victims: Mask | None = None) -> None:
-        self._view, self._y, self._active, self._victims = view, y, active, victims
+        self.view = view
+        self._y, self._active, self._victims = y, active, victims
         self._kept: list[_Iterate] = []
         self._wrong = torch.zeros_like(active)
 
@@ -95,7 +96,7 @@ class Cover:
 
     def observe(self, x: Images, losses: Losses) -> bool:
         """Look at one iterate; True when all is won: the victims in any iterates, or else all active rows in this."""
-        return self.take(x, self._view.target_logits(x), losses)
+        return self.take(x, self.view.target_logits(x), losses)
 
     def take(self, x: Images, target_logits: Logits, losses: Losses) -> bool:
         """As ``observe``, for an iterate whose true logits are known."""

@@ -17,6 +17,7 @@ from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
 from hpm_robustbench.surrogates.region import Region, region_of, shared_prototypes
+from hpm_robustbench.threat import Batching
 
 _DRAWS = 8
 """Batches of mates over which ``drawn`` takes the mean."""
@@ -91,6 +92,18 @@ class View:
         self._begin(x)
         region = region_of(self._subject.classifier, x)
         return region._replace(distances=self._counted(region.distances))
+
+    def beside(self, mates: Images) -> View:
+        """The defence as it answers one image at a time beside these mates, who stay as they are: rows do not meet.
+
+        Its passes count as this view's.
+        """
+        self.cost.forward += len(mates)
+        batching, reference = (Batching.REFERENCE, mates) if len(mates) else (Batching.SOLO, None)
+        classifier = self._subject.classifier.with_batching(batching, reference)
+        view = View(self.name, replace(self._subject, classifier=classifier), classifier, row_independent=True)
+        view.cost, view.on_call = self.cost, self.on_call
+        return view
 
     def shared_prototypes(self, x: Images) -> ClassPrototypes:
         """The classifier's mixed prototypes for the batch ``x``, as constants."""

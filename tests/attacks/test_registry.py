@@ -29,7 +29,7 @@ def test_repacking_attacks_refuse_coupled_views_and_name_those_allowed(name, wor
 
 def test_only_attacks_on_whole_batches_meet_coupled_views():
     coupled = [name for name, attack in ATTACKS.items() if not attack.requires_row_independence]
-    assert coupled == ["noise", "joint", "joint-conjunction", "gmsa", "joint-square", "joint-smoothed"]
+    assert coupled == ["noise", "joint", "in-turns", "joint-conjunction", "gmsa", "joint-square", "joint-smoothed"]
 
 
 def test_a_vandal_behind_the_call_harms_nobody(monkeypatch, worlds):

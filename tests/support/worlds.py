@@ -60,6 +60,9 @@ class LinearWorld(World):
         distances = (x.flatten(1).unsqueeze(1) - self.head.weight / 2).square().sum(2)
         return Region(self(x), distances, distances)
 
+    def beside(self, mates: Tensor) -> LinearWorld:
+        return self
+
     def shared_prototypes(self, x: Tensor) -> Tensor:
         return self.head.weight / 2
 

@@ -219,3 +219,29 @@ def test_the_region_is_differentiable(subject, images):
     for part in region:
         (gradient,) = torch.autograd.grad(part.sum(), x, retain_graph=True)
         assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("distance", ["squared", "l2"])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_beside_its_mates_an_image_is_answered_as_in_their_batch(subject, images, distance, include_self):
+    view = make_view("hpm", subject(HPMConfig(distance=distance, include_self=include_self), Batching.JOINT))
+    x, others = images(N), images(5, seed=4)
+    lone = view.beside(x[1:])
+    assert (lone.row_independent, lone.is_target) == (True, True)
+    for image in (x[:1], *others.split(1)):
+        batch = torch.cat([image, x[1:]])
+        assert same(lone(image), view(batch)[:1])
+        assert same(lone.target_logits(image), view.target_logits(batch)[:1])
+    assert same(lone(others), torch.cat([lone(image) for image in others.split(1)]))
+
+
+def test_what_is_asked_beside_mates_counts(subject, images):
+    view, x = make_view("hpm", subject(batching=Batching.JOINT)), images(N)
+    lone = view.beside(x[1:])
+    lone.region(images(3).requires_grad_()).distances.sum().backward()
+    assert (view.cost.forward, view.cost.backward) == (N - 1 + 3, 3)
+
+
+def test_beside_nobody_an_image_is_alone(subject, images):
+    joint, x = make_view("hpm", subject(batching=Batching.JOINT)), images(N)
+    assert same(joint.beside(x[:0])(x), make_view("hpm", subject(batching=Batching.SOLO))(x))
