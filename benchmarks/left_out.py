@@ -4,8 +4,8 @@
 
 The embedded model goes the public road first (what lies finished in DIR is not done again). Then every step below meets
 the images that still stand, as if MSA had it last: how many it met and took, and its passes over those of standard
-AutoAttack on the base model. The first line of each trial repeats one of MSA's own steps from another random start: so
-much takes whoever only tries again.
+AutoAttack on the base model. The first line of each trial repeats one of MSA's own steps with a larger budget: so much
+takes whoever only tries longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import MSA, Plan, Step
 from hpm_robustbench.ledger.record import RunRecord, Verdict
-from hpm_robustbench.pipeline import Case, attack, prepare
+from hpm_robustbench.ledger.transfers import with_lent
+from hpm_robustbench.pipeline import Case, attack, examine, prepare
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.surrogates.views import Subject, make_view
@@ -38,6 +39,8 @@ def _step(view: str, name: str, **parameters: int | float | str) -> Step:
 LEFT_OUT = {
     Batching.SOLO: (
         _step("hpm", "conjunction", softness=0.05),
+        _step("base", "fab-t"),
+        _step("base", "square"),
         *(_step(view, "apgd-t") for view in ("l2", "soft", "soft-0.5", "soft-0.1", "batch", "mixed")),
         _step("l2", "fab-t"),
         _step("l2", "square"),
@@ -45,7 +48,10 @@ LEFT_OUT = {
         _step("hpm", "noise", tries=1000),
     ),
     Batching.JOINT: (
-        _step("hpm", "joint", loss="margin", steps=25, victims=1, restart=4),
+        _step("hpm", "in-turns", turns=3, own_steps=30),
+        _step("hpm", "joint", loss="margin", steps=25, victims=1),
+        _step("base", "fab-t"),
+        _step("base", "square"),
         *(_step("hpm", "joint", loss="targeted", target_rank=rank) for rank in (2, 3, 4)),
         *(_step(view, "joint", loss="ce") for view in ("soft-0.5", "soft-0.1", "batch", "mixed")),
         *(_step("hpm", "gmsa", space=space) for space in ("avg", "min")),
@@ -75,7 +81,7 @@ def taken(step: Step, plan: Plan, subject: Subject, x: Tensor, y: Tensor, standi
 def _record(case: Case, plan: Plan) -> RunRecord:
     record = Journal(case.output / "runs", plan).record()
     assert record is not None
-    return record
+    return with_lent(record)
 
 
 def report(case: Case) -> None:
@@ -106,6 +112,7 @@ def main() -> None:
     options = RunOptions(n_ex=given.n_ex, output=given.output, tuning=tuning, overwrite=True)
     case = prepare(find_spec(DIGITS_MODEL), options)
     attack(case)
+    examine(case)
     report(case)
 
 

@@ -22,6 +22,7 @@ from hpm_robustbench.evaluation.aggregates import aggregate
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.diagnostics import diagnose
 from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.evaluation.lent import lend, lent_again
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.evaluation.verification import Verification, verify
 from hpm_robustbench.images import check_resolution, open_clean, open_corruptions
@@ -92,11 +93,16 @@ class Case:
     course: FineTuning | None = None
     controls: Mapping[Control, Callable[[], Case]] = field(default_factory=dict)
 
+    def all_cases(self) -> Iterator[Case]:
+        """Itself first, then its controls."""
+        for make in (lambda: self, *self.controls.values()):
+            yield make()
+
     def all_trials(self) -> Iterator[tuple[BasePlan, Subject]]:
         """Its own trials first, then those of its controls that are not among them; the base model's is."""
         met: set[str] = set()
-        for make in (lambda: self, *self.controls.values()):
-            for plan, subject in make().trials:
+        for case in self.all_cases():
+            for plan, subject in case.trials:
                 if plan.run_key not in met:
                     met.add(plan.run_key)
                     yield plan, subject
@@ -310,32 +316,59 @@ def _check_card(spec: ModelSpec, start: Start, options: RunOptions) -> None:
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
     with full_precision_kernels():
+        lends = not case.is_screen and (bool(case.controls) or any(_borrows(case, plan) for plan, _ in case.trials))
         for plan, subject in case.all_trials():
             runs, environment = case.output / "runs", environment_of(subject.device)
             if isinstance(plan, Plan):
-                run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images)
+                lent = lends and plan.target == "base"
+                run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images, lends=lent)
             else:
                 assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
                 run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
 
 
+def _borrows(case: Case, plan: BasePlan) -> bool:
+    """Whether a trial of HPM still waits for what the base model's leaves behind."""
+    journal = Journal(case.output / "runs", plan)
+    put_together = not plan.aggregated or journal.read_aggregates() is not None
+    return plan.target == "hpm" and not (put_together and journal.read_lent() is not None)
+
+
 def examine(case: Case) -> None:
-    """Aggregate every finished trial under attack and look for indicators of attack failure, where nobody has yet."""
+    """Finish every trial under attack with what needs all of its shards, where nobody has yet.
+
+    HPM is shown what the base model's own trial has found, what broke whole batches is put together, and indicators of
+    attack failure are measured.
+    """
+    if case.is_screen:
+        return
+    runs = case.output / "runs"
     with full_precision_kernels():
-        for plan, subject in case.all_trials():
-            if isinstance(plan, Plan) and not case.is_screen:
-                aggregate(plan, subject, case.test, case.output / "runs")
-                diagnose(plan, subject, case.test, case.output / "runs")
+        for plan, base, subject in _under_attack(case):
+            if plan.target == "hpm":
+                lend(plan, subject, case.test, runs, base)
+            aggregate(plan, subject, case.test, runs, base)
+            diagnose(plan, subject, case.test, runs)
+
+
+def _under_attack(case: Case) -> Iterator[tuple[Plan, Plan, Subject]]:
+    """Every trial under attack, its own and its controls', beside that of its base model."""
+    for each in case.all_cases():
+        plans = [plan for plan, _ in each.trials if isinstance(plan, Plan)]
+        for plan, subject in each.trials:
+            if isinstance(plan, Plan):
+                yield plan, next(base for base in plans if base.target == "base"), subject
 
 
 def verify_kept(case: Case) -> list[Verification]:
     """Judge again every adversarial image that was kept of a case, which this process has loaded afresh."""
+    runs, found = case.output / "runs", {}
     with full_precision_kernels():
-        return [
-            verify(plan, subject, case.test, case.output / "runs")
-            for plan, subject in case.all_trials()
-            if isinstance(plan, Plan)
-        ]
+        for plan, base, subject in _under_attack(case):
+            if plan.run_key not in found:
+                lent = lent_again(plan, subject, case.test, runs, base)
+                found[plan.run_key] = verify(plan, subject, case.test, runs, also=lent)
+    return list(found.values())
 
 
 def conclude(case: Case) -> Outcome | Screen:

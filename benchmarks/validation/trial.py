@@ -14,6 +14,7 @@ from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.record import RunRecord
+from hpm_robustbench.ledger.transfers import with_lent
 from hpm_robustbench.pipeline import Outcome
 from hpm_robustbench.threat import Batching
 from validation.planted import EPS, Digits, Planted
@@ -55,7 +56,7 @@ class Tried:
 
 def record_of(outcome: Outcome, target: str, batching: Batching) -> RunRecord:
     """The rows of one trial of those behind a card."""
-    return next(r for r in outcome.records if r.plan.target == target and r.plan.batching is batching)
+    return with_lent(next(r for r in outcome.records if r.plan.target == target and r.plan.batching is batching))
 
 
 def attempt(planted: Planted, world: Digits, batchings: tuple[Batching, ...] = ()) -> Tried:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hpm_robustbench.attacks.base import View, packed
 from hpm_robustbench.attacks.losses import targeted_margin
+from hpm_robustbench.attacks.slope import EVERYWHERE, rows_for
 from hpm_robustbench.robustbench_compat import import_autoattack
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses
 from hpm_robustbench.threat import Norm, ThreatModel
@@ -69,7 +70,24 @@ def _fab_t(
     return _images(attack.perturb(x, y))
 
 
-def _square(view: View, x: Images, y: Labels, threat: ThreatModel, seed: int, *, n_queries: int = 5000) -> Images:
+def _square(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: ThreatModel,
+    seed: int,
+    *,
+    n_queries: int = 5000,
+    where: str = EVERYWHERE,
+) -> Images:
+    """``where`` says which rows (``rows_for``); standard AutoAttack asks for all."""
+    x_adv, rows = x.clone(), rows_for(where, view, x, y, torch.ones_like(y, dtype=torch.bool), threat)
+    if rows.any():
+        x_adv[rows] = _by_squares(view, x[rows], y[rows], threat, seed, n_queries)
+    return x_adv
+
+
+def _by_squares(view: View, x: Images, y: Labels, threat: ThreatModel, seed: int, n_queries: int) -> Images:
     height, width = x.shape[2:]
     more_rows, more_columns = _square_l2_padding(height, width) if threat.norm is Norm.L2 else (0, 0)
 

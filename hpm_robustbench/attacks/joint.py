@@ -33,7 +33,6 @@ def _joint(
     loss: str = "ce",
     steps: int = 100,
     restart: int = 0,
-    restarts: int = 1,
     target_rank: int = 2,
     victims: int = 0,
     move: str = ALL,
@@ -42,36 +41,32 @@ def _joint(
     """Move the batch so that its active rows err, all at once or ``victims`` of them at a time.
 
     ``loss`` is ``ce``, ``dlr``, ``margin`` or ``targeted``, which aims each row at the class of rank ``target_rank``
-    (2 is the runner-up) among the view's clean logits. ``restart`` selects another random start; if it takes a
-    row, others follow, up to ``restarts`` in all. A few victims at a time are the strongest attack on a coupled
-    defence, and the dearest: all others move for them alone. ``move`` says which rows the attacker has: ``all``, the
-    victims themselves beside clean mates (``own``), or only ``movers`` of the rows that follow them (``mates``, 0 for
-    all of these), while the victims stay as they are.
+    (2 is the runner-up) among the view's clean logits. ``restart`` selects another random start. A few victims at a
+    time are a strong attack on a coupled defence, and a dear one: all others move for them alone. ``move`` says which
+    rows the attacker has: ``all``, the victims themselves beside clean mates (``own``), or only ``movers`` of the rows
+    that follow them (``mates``, 0 for all of these), while the victims stay as they are.
     """
     view = Remembering(view)
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
     won = torch.zeros_like(active)
-    for start in range(restart, restart + restarts):
-        for group in _groups(active & ~won, victims):
-            wanted = group & ~won
-            if not wanted.any():
-                continue
-            aimed_at = active & ~won if move == ALL else wanted  # who moves for others has not fallen for himself
-            kept = Cover(view, y, aimed_at, wanted if victims else None)
-            ascend(
-                own_loss if view.row_independent else for_the_active(own_loss, wanted),
-                x,
-                threat,
-                steps=steps,
-                generator=seeded(seed + start),
-                free=wanted if view.row_independent else _movable(wanted, move, movers),
-                observe=kept.observe,
-            )
-            won |= kept.wrong
-            if kept.wrong.any():
-                yield from kept.submissions
-        if not won.any() or won[active].all():
-            break
+    for group in _groups(active, victims):
+        wanted = group & ~won
+        if not wanted.any():
+            continue
+        aimed_at = active & ~won if move == ALL else wanted  # who moves for others has not fallen for himself
+        kept = Cover(view, y, aimed_at, wanted if victims else None)
+        ascend(
+            own_loss if view.row_independent else for_the_active(own_loss, wanted),
+            x,
+            threat,
+            steps=steps,
+            generator=seeded(seed + restart),
+            free=wanted if view.row_independent else _movable(wanted, move, movers),
+            observe=kept.observe,
+        )
+        won |= kept.wrong
+        if kept.wrong.any():
+            yield from kept.submissions
     if not won.any():
         yield from kept.submissions  # the judge wants to see something, even if it is a failure
 

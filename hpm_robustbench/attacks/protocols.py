@@ -6,6 +6,9 @@ from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK, STANDARD, Step
 from hpm_robustbench.threat import Batching
 
+_MISLED = "misled"
+"""Where attacks that are dear go: to images at which the margin has no gradient, or one that leads nowhere."""
+
 
 def standard(target: str) -> tuple[Step, ...]:
     """Standard AutoAttack on the target itself: ``base``, or a row-independent ``hpm``."""
@@ -15,23 +18,17 @@ def standard(target: str) -> tuple[Step, ...]:
 def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     """The Mixed Surrogate Attack on an HPM classifier: attacks made for it, then transfer from its surrogates.
 
-    Where rows are independent, it contains standard AutoAttack on the classifier itself. What breaks the base model
-    is tried by all of AutoAttack's components on the FC head: a base whose gradients mislead falls to Square alone, and
-    HPM on top of it must not be credited for that (MNIST, Linf 0.3: Square's images broke 12 of 13 that stood under
-    everything else). Unless something was fine-tuned, the FC head on its backbone *is* the original model
-    (the split proves it, bit for bit), so the two surrogates are one, listed as ``base``. After fine-tuning the
-    original model is a second, remoter one: its two APGDs still took rows, its FAB and Square none (the digits model
-    and three controls, SOLO and JOINT), and with these MSA cost 3.7 times AutoAttack. Where there is no gradient,
-    as through rounded pixels, or one that misleads, the decision is smoothed instead; that is dear, and spent nowhere
-    else.
+    Where rows are independent, it contains standard AutoAttack on the classifier itself. A base whose gradients mislead
+    falls to Square alone, and HPM on top of it must not be credited for that: on MNIST (Linf 0.3) Square's images broke
+    12 of 13 that stood under everything else. So the FC head meets Square where its gradient misleads; and in the end
+    HPM is shown what AutoAttack made of the base model in that one's own trial (``evaluation/lent.py``), which is no
+    step of a plan. Unless something was fine-tuned, the FC head on its backbone *is* the original model (the split
+    proves it, bit for bit), so the two surrogates are one, listed as ``base``. Where there is no gradient, as through
+    rounded pixels, or one that misleads, the decision is smoothed instead; that is dear, and spent nowhere else.
     """
     linear = ("base", "fc") if fine_tuned else ("base",)
-    transferred = tuple(
-        Step(view, attack, MSA)
-        for attack in COMPONENTS
-        for view in linear
-        if view == linear[-1] or attack in _FROM_THE_ORIGINAL
-    )
+    transferred = tuple(Step(view, attack, MSA) for attack in ("apgd-ce", "apgd-t") for view in linear)
+    transferred += (Step(linear[-1], "square", MSA, {"where": _MISLED}),)
     if batching.row_independent:
         conjunctions = (
             Step("hpm", "conjunction", MSA),
@@ -43,7 +40,7 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
 
 def _by_labels(attack: str) -> tuple[Step, ...]:
     """With narrower noise and with wider: either took rows that the other left."""
-    return tuple(Step("hpm", attack, MSA, {"where": "misled", "sigma": sigma}) for sigma in (2.0, 3.0))
+    return tuple(Step("hpm", attack, MSA, {"where": _MISLED, "sigma": sigma}) for sigma in (2.0, 3.0))
 
 
 _TOGETHER = (
@@ -61,17 +58,14 @@ of the digits' static control that only Square had broken).
 _FOR_FEW_VICTIMS = (
     Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 16}),
     Step("hpm", "joint", MSA, {"loss": "ce", "steps": 40, "victims": 4}),
-    Step("hpm", "joint", MSA, {"loss": "margin", "steps": 25, "victims": 1, "restart": 1, "restarts": 3}),
+    Step("hpm", "in-turns", MSA),
 )
 """The whole batch moves against the few that still stand, the dearer steps after the cheaper.
 
-For one victim three short climbs from other random points took as many rows of four batches as one of 25 and one of 50
-steps, or more; five of 15 steps, targeted ones and other losses took no more (the digits model, fine-tuned and not).
+Of what the first two leave of four batches (the digits model, fine-tuned and not), three climbs for one victim at a
+time took 18 rows, each climb others, and turns took 35, all but two of the 18 among them, in fewer passes. A third turn
+took none.
 """
-
-
-_FROM_THE_ORIGINAL = ("apgd-ce", "apgd-t")
-"""What the original model is asked for once it was fine-tuned into another."""
 
 
 def quick(target: str, batching: Batching) -> tuple[Step, ...]:

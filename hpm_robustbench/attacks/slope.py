@@ -1,4 +1,4 @@
-"""The gradient of a loss towards the image, and whether it leads anywhere."""
+"""The gradient of a loss towards the image, whether it leads anywhere, and which rows a dear attack is spent on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch
 from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.attacks.base import View
 from hpm_robustbench.attacks.losses import margin
+from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
+
+WHERE = EVERYWHERE, FLAT, MISLED = "everywhere", "flat", "misled"
+"""Rows that an attack without gradients is spent on: all, those without a gradient, or also those that it misleads."""
 
 _ROUNDING = 1e-4
 """Share of the logits' spread by which another order or size of a batch may change a logit."""
@@ -54,12 +58,35 @@ def misled_by(slope: Images, view: View, x: Images, y: Labels, active: Mask, thr
     slope, ball = slope.nan_to_num(0.0, 0.0, 0.0), Ball(x, threat)
     point = ball.project(x + _SMALL * float(threat.eps) * ball.direction(slope))
     promised = ((point - x) * slope).flatten(1).sum(dim=1)
-    before, after = view.target_logits(x), view.target_logits(point)
+    before, after = _answers(view, x), _answers(view, point)
     gained, slack = margin(after, y) - margin(before, y), rounding(before)
     if not view.row_independent:  # the slope is that of a sum, to which every image moves every row
         promised = (promised.sum() / active.sum()).expand(len(x))
         gained, slack = gained[active].mean().expand(len(x)), slack.amax()
     return ~(gained + slack >= promised / 2)
+
+
+def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel) -> Mask:
+    """Active rows that an attack without gradients is spent on, judged on the clean images; ``where`` is one of WHERE.
+
+    Raises:
+        UnknownName: it is not.
+    """
+    if where not in WHERE:
+        raise UnknownName("where", where, WHERE)
+    if where == EVERYWHERE:
+        return active
+    slope = slope_of(view, x, y, margin, active)
+    found = flat(slope) if where == FLAT else flat(slope) | misled_by(slope, view, x, y, active, threat)
+    return active & found
+
+
+def _answers(view: View, x: Images) -> Logits:
+    """What the view really answers: of the target, what the judge will hear."""
+    if view.is_target:
+        return view.target_logits(x)
+    with torch.no_grad():
+        return view(x)
 
 
 def rounding(logits: Logits) -> Losses:

@@ -23,16 +23,14 @@ from torch.nn import functional
 
 from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import Submissions, View, packed, seeded
-from hpm_robustbench.attacks.losses import margin, ranked_others
-from hpm_robustbench.attacks.slope import flat, misled_by, slope_of
+from hpm_robustbench.attacks.losses import ranked_others
+from hpm_robustbench.attacks.slope import EVERYWHERE, flat, rows_for
 from hpm_robustbench.attacks.whole_batches import Cover, Remembering, batchwise
-from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Mask
 from hpm_robustbench.threat import Norm, ThreatModel
 
 INERTIA = 0.9
 """Share of the last direction that a new one keeps; few samples are noisy, and so their noise averages out."""
-WHERE = ("everywhere", "flat", "misled")
 Noise = Float[Tensor, "S C H W"]
 RowNoise = Float[Tensor, "S R C H W"]
 Rows = Int[Tensor, "R"]
@@ -142,18 +140,6 @@ def _nearer(labels: Int[Tensor, "S R"], y: Rows, target: Rows) -> Int[Tensor, "S
     return (labels == target).long() - (labels == y).long()
 
 
-def _worth_it(view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel, where: str) -> Mask:
-    """Active rows: all, or only those at which the margin has no gradient, or (``misled``) one that leads nowhere."""
-    if where not in WHERE:
-        raise UnknownName("where", where, WHERE)
-    if where == "everywhere":
-        return active
-    view = Remembering(view)
-    slope = slope_of(view, x, y, margin, active)
-    found = flat(slope) if where == "flat" else flat(slope) | misled_by(slope, view, x, y, active, threat)
-    return active & found
-
-
 def _smoothed(
     view: View,
     x: Images,
@@ -166,11 +152,11 @@ def _smoothed(
     samples: int = 50,
     sigma: float = 2.0,
     targets: int = 3,
-    where: str = "everywhere",
+    where: str = EVERYWHERE,
 ) -> Images:
-    """Rows that still stand; ``where`` says which of them are worth it (``_worth_it``)."""
+    """Rows that still stand; ``where`` says which of them (``rows_for``)."""
     answer = x.clone()
-    standing = _worth_it(view, x, y, torch.ones_like(y, dtype=torch.bool), threat, where)
+    standing = rows_for(where, Remembering(view), x, y, torch.ones_like(y, dtype=torch.bool), threat)
 
     def fallen(point: Images) -> Mask:
         wrong = view.target_logits(point).argmax(dim=1) != y
@@ -204,7 +190,7 @@ def _joint_smoothed(
     samples: int = 50,
     sigma: float = 2.0,
     targets: int = 3,
-    where: str = "everywhere",
+    where: str = EVERYWHERE,
 ) -> Submissions:
     """As ``smoothed``, on a whole batch."""
     kept = Cover(view, y, active)
@@ -213,7 +199,7 @@ def _joint_smoothed(
         kept.observe(point, torch.zeros(len(point)))
         return kept.wrong
 
-    standing = _worth_it(view, x, y, active, threat, where)
+    standing = rows_for(where, Remembering(view), x, y, active, threat)
     if standing.any():
         _climb(_Labels(view, x, len(x)), x, y, standing, threat, seed, fallen, _Budget(steps, samples, sigma, targets))
     return kept.submissions or (x,)

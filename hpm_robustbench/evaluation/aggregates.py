@@ -4,7 +4,7 @@
 
 A row is broken beside the mates of one submission. The composite shows every broken row as it was then, all at once,
 so that mates meet that never met; what is right in it follows from no single submission. Until it was judged, the run
-keeps one image of each broken row.
+keeps one image of each broken row. A base model's run keeps its own, for HPM to be shown (``lent.py``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import BasePlan, Plan
 from hpm_robustbench.ledger.record import RunRecord, Verdict
+from hpm_robustbench.ledger.transfers import LENT, with_lent
 from hpm_robustbench.shapes import Images, Mask
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import ThreatModel
@@ -32,7 +33,7 @@ from hpm_robustbench.threat import ThreatModel
 _REGROUPINGS = 3
 
 
-def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> None:
+def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, base: Plan | None = None) -> None:
     """Judge the composite of a finished run and other groupings of its images, unless that is written down already.
 
     Args:
@@ -40,6 +41,7 @@ def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) ->
         subject: what stood trial, on the device to use.
         examples: the images that the plan's fingerprint names.
         runs: folder of all runs.
+        base: of the base model's run, if HPM was shown its images, too.
 
     Raises:
         IntegrityError: an image that the run kept is missing or not whole.
@@ -51,8 +53,12 @@ def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) ->
     if record is None:
         return
     if record.aggregates is None:
-        composite = composite_of(record, journal, examples)
-        found = _measure(record, subject, examples, composite)
+        whole = with_lent(record)
+        composite = composite_of(whole, journal, examples)
+        lent = [row for row, step in enumerate(whole.lost_to) if step == LENT.name]
+        if lent and base is not None:
+            composite[lent] = broken_images(base, examples, runs)[lent]
+        found = _measure(whole, subject, examples, composite)
         check_unchanged(plan, subject, examples)
         journal.write_aggregates(found)
     shutil.rmtree(_folder(journal), ignore_errors=True)
@@ -68,15 +74,27 @@ def _folder(journal: Journal) -> Path:
     return journal.folder / "broken"
 
 
+def broken_images(plan: BasePlan, examples: ExampleSet, runs: Path) -> Images:
+    """All images of a finished run that has kept them: the broken ones as they were first broken, the others clean.
+
+    Raises:
+        IntegrityError: an image that the run kept is missing or not whole.
+    """
+    journal = Journal(runs, plan)
+    record = journal.record()
+    assert record is not None
+    return composite_of(record, journal, examples)
+
+
 def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet) -> Images:
-    """All images: the broken ones as they were first broken, the others clean.
+    """As ``broken_images``; what fell to a step that is none of the journal's own stays clean.
 
     Raises:
         IntegrityError: an image that the run kept is missing or not whole.
     """
     images, lost_to = examples.images.clone(), record.lost_to
-    for shard, rows in enumerate(record.plan.shards()):
-        for step in record.plan.steps:
+    for shard, rows in enumerate(journal.plan.shards()):
+        for step in journal.plan.steps:
             fallen = [row for row in rows if lost_to[row] == step.name]
             if fallen:
                 kept = _read(broken_path(journal, shard, step.name), fallen, examples)

@@ -56,6 +56,7 @@ def run(
     share: Share = WHOLE,
     *,
     keep_images: bool = False,
+    lends: bool = False,
 ) -> None:
     """Carry out what of ``plan`` is not yet written; its journal holds the record once every shard is there.
 
@@ -67,6 +68,7 @@ def run(
         environment: versions and device, written beside the results.
         share: which shards to do; the others are somebody else's.
         keep_images: whether to keep the adversarial images; a step whose images are not there is done again.
+        lends: whether to keep one image of each broken row, for another target to be shown; likewise.
 
     Raises:
         InvalidInput: the model changed its own weights while it was attacked.
@@ -79,7 +81,7 @@ def run(
     with Progress(title, total=len(shards) * len(journal.step_names)) as progress:
         for index, rows in shards:
             shard = _Shard(plan, subject, examples, index, rows)
-            shard.run(journal, progress, keep_images=keep_images)
+            shard.run(journal, progress, keep_images=keep_images, lends=lends)
 
 
 class _Shard:
@@ -93,8 +95,8 @@ class _Shard:
         self.y: Labels = chosen.labels.to(device)
         self.standing = torch.ones_like(self.y, dtype=torch.bool)
 
-    def run(self, journal: Journal, progress: Progress, *, keep_images: bool) -> None:
-        wanted = self._wanted_images(journal, keep_images=keep_images)
+    def run(self, journal: Journal, progress: Progress, *, keep_images: bool, lends: bool) -> None:
+        wanted = self._wanted_images(journal, keep_images=keep_images, lends=lends)
         for name, step in [(CLEAN, None), *((step.name, step) for step in self.plan.steps)]:
             progress.begin(f"shard {self.index + 1}, {name}")
             written = result = journal.read(self.index, name)
@@ -112,11 +114,11 @@ class _Shard:
             self._take_in(result)
             progress.finish(100 * self.standing.float().mean().item())
 
-    def _wanted_images(self, journal: Journal, *, keep_images: bool) -> list[tuple[Place, bool]]:
+    def _wanted_images(self, journal: Journal, *, keep_images: bool, lends: bool) -> list[tuple[Place, bool]]:
         """Where the images go by which a step breaks rows, and whether with them the batches that they were part of."""
         asked_for: list[tuple[Place, bool]] = [(kept_path, self.plan.coupled)] if keep_images else []
         put_together = self.plan.aggregated and journal.read_aggregates() is None
-        return asked_for + ([(broken_path, False)] if put_together else [])
+        return asked_for + ([(broken_path, False)] if put_together or lends else [])
 
     def _breaks(self, result: StepResult) -> bool:
         """Whether a row that stood until now is broken."""

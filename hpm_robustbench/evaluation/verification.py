@@ -33,7 +33,7 @@ class Verification:
     broken_again: int
 
 
-def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Verification:
+def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, also: int = 0) -> Verification:
     """See that every row that an attack of a finished run took falls to its kept image again, budget and box included.
 
     Args:
@@ -41,6 +41,7 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Ve
         subject: what stood trial, loaded anew.
         examples: the images that the plan's fingerprint names.
         runs: folder of all runs.
+        also: rows that were broken again by images which another run has kept.
 
     Raises:
         UsageProblem: the run is not finished.
@@ -64,7 +65,7 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Ve
             next_step=f"remove {journal.folder / 'images'} and run the same command again with --keep-images, without "
             "--verify; what does not fall to the new images either hangs on rounding",
         )
-    return Verification(plan.run_key, plan.target, plan.batching.value, count)
+    return Verification(plan.run_key, plan.target, plan.batching.value, count + also)
 
 
 def _finished(journal: Journal) -> RunRecord:

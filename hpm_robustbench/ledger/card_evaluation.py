@@ -21,6 +21,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, STANDARD, S
 from hpm_robustbench.ledger.provenance import Provenance, fates
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.ledger.statistics import proportion
+from hpm_robustbench.ledger.transfers import TRANSFER
 from hpm_robustbench.threat import Batching, Norm
 
 
@@ -105,7 +106,9 @@ class StepSummary(Block):
 
     @property
     def black_box(self) -> bool:
-        """Whether it attacked without gradients."""
+        """Whether it attacked without gradients; to be shown what gradients found elsewhere is no attack without."""
+        if self.attack == TRANSFER:
+            return False
         rounding = 0.005  # of passes per image, which a card tells with two decimals
         return self.forward > 0 and is_black_box((self.backward - rounding) * self.robust.n, self.attempted)
 
@@ -266,9 +269,9 @@ class Evaluation(Batched):
 
     @model_validator(mode="after")
     def _flags_follow(self) -> Evaluation:
-        standing = [self.clean.count, *(step.robust.count for step in self.steps)]
+        own = [self.clean.count, *(step.robust.count for step in self.steps if step.attack != TRANSFER)]
         autoattack = self.autoattack.count if self.autoattack else None
-        if not set(doubts.of_run(self.target, standing, autoattack, self.n)) <= set(self.flags):
+        if not set(doubts.of_run(self.target, own, self.robust.count, autoattack, self.n)) <= set(self.flags):
             raise ValueError("the counts of the steps raise a flag that is not among the flags")
         if any(not self._asked_of(step) <= set(step.flags) for step in self.steps):
             raise ValueError("the counts of a step raise a flag that is not among its flags")

@@ -20,7 +20,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.provenance import provenance_of
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
-from hpm_robustbench.ledger.transfers import with_transfers
+from hpm_robustbench.ledger.transfers import TRANSFER, with_transfers
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
 from hpm_robustbench.threat import Threat as AnyThreat
 from hpm_robustbench.zoo.spec import ModelSpec, Paper, WeightsRef
@@ -263,9 +263,10 @@ def _fooled(result: StepResult, before: Sequence[bool]) -> int | None:
 
 def _doubted(record: RunRecord) -> list[str]:
     """What the counts of all steps raise."""
-    standing = [sum(record.standing(upto=step.name)) for step in record.steps]
+    own = [CLEAN, *(step.name for step in record.plan.steps if step.attack != TRANSFER)]
+    standing = [sum(record.standing(upto=name)) for name in own]
     autoattack = sum(record.standing(AUTOATTACK)) if record.has_autoattack else None
-    return doubts.of_run(cast(Target, record.plan.target), standing, autoattack, record.n)
+    return doubts.of_run(cast(Target, record.plan.target), standing, sum(record.standing()), autoattack, record.n)
 
 
 def _aggregated(record: RunRecord) -> list[str]:

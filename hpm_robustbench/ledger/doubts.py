@@ -8,16 +8,17 @@ from hpm_robustbench.ledger.card_block import DOUBT, Target
 from hpm_robustbench.ledger.indicators import overstates
 
 
-def of_run(target: Target, standing: Sequence[int], autoattack: int | None, n: int) -> list[str]:
+def of_run(target: Target, standing: Sequence[int], left: int, autoattack: int | None, n: int) -> list[str]:
     """What a run's counts raise.
 
     Args:
         target: which one stood trial.
-        standing: images that are right on clean input, and those that stand after each step.
+        standing: images that are right on clean input, and those that stand after each attack of its own.
+        left: those that stand after everything, what was made for another target included.
         autoattack: images that stand under standard AutoAttack, if that met the target.
         n: images of the evaluation.
     """
-    more = 0 if autoattack is None else autoattack - standing[-1]
+    more = 0 if autoattack is None else autoattack - left
     late = 0 if target == "base" or len(standing) == 1 else standing[-2] - standing[-1]
     overstated = f"{DOUBT}: other attacks broke {more} images that it had left standing"
     # HPM's protocol ends with its last resort; while that still wins rows, its number is not yet a floor.

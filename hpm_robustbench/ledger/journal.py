@@ -3,6 +3,7 @@
     runs/<run key>/plan.json
     runs/<run key>/environment.json
     runs/<run key>/shards/00003/02-apgd-t@hpm.json
+    runs/<run key>/lent.json
     runs/<run key>/diagnostics.json
     runs/<run key>/aggregates.json
 
@@ -26,6 +27,7 @@ from hpm_robustbench.ledger.card_block import Block
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.plan import BasePlan, canonical_json, digest, plan_from_json
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, merge_shards
+from hpm_robustbench.ledger.transfers import LENT
 
 log = logging.getLogger(__name__)
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -65,17 +67,15 @@ class Journal:
 
     def read(self, shard: int, step: str) -> StepResult | None:
         """The result of a step on a shard, or None if it is not there or not whole."""
-        path = self.path(shard, step)
-        try:
-            result = StepResult.from_json(_read(path))
-            if result.name != step or list(result.rows) != self.plan.shards()[shard]:
-                raise ValueError("it belongs to another shard or step")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("ignoring %s, which is not a whole journal file (%s); the step is done again", path, error)
-            return None
-        return result
+        return _read_step(self.path(shard, step), step, self.plan.shards()[shard])
+
+    def write_lent(self, result: StepResult) -> None:
+        """Put down what images of the base model do to HPM, atomically."""
+        _write(self.folder / "lent.json", asdict(result))
+
+    def read_lent(self) -> StepResult | None:
+        """What images of the base model do to HPM, or None if it is not there or not whole."""
+        return _read_step(self.folder / "lent.json", LENT.name, list(range(self.plan.examples.n)))
 
     def write_diagnostics(self, diagnostics: Diagnostics) -> None:
         """Put down what was found out about the attacks of the run, atomically."""
@@ -108,7 +108,8 @@ class Journal:
                 return None
             steps.append(merge_shards(whole))
         environment = json.loads((self.folder / "environment.json").read_bytes())
-        return RunRecord(self.plan, tuple(steps), environment, self.read_diagnostics(), self.read_aggregates())
+        found = self.read_diagnostics(), self.read_aggregates(), self.read_lent()
+        return RunRecord(self.plan, tuple(steps), environment, *found)
 
 
 def _write(path: Path, payload: Mapping[str, Any]) -> None:
@@ -120,6 +121,19 @@ def _read(path: Path) -> Any:
     if content["sha256"] != digest(content["payload"]):
         raise ValueError("checksum mismatch")
     return content["payload"]
+
+
+def _read_step(path: Path, name: str, rows: list[int]) -> StepResult | None:
+    try:
+        result = StepResult.from_json(_read(path))
+        if result.name != name or list(result.rows) != rows:
+            raise ValueError("it belongs to another shard or step")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("ignoring %s, which is not a whole journal file (%s); the step is done again", path, error)
+        return None
+    return result
 
 
 def _read_block(path: Path, kind: type[AnyBlock]) -> AnyBlock | None:

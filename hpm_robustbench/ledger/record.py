@@ -66,7 +66,8 @@ class RunRecord:
     """A finished plan: per-step verdicts over all rows, in dataset order, and where they were computed.
 
     ``diagnostics`` tell whether its attacks can be trusted, ``aggregates`` what its images do in other submissions,
-    each where that was measured. ``run_key`` names the journal, also where steps were added that are none of its own.
+    and ``lent`` what images of the base model do to it, each where that was measured. ``run_key`` names the journal,
+    also where steps were added that are none of its own.
     """
 
     plan: BasePlan
@@ -74,6 +75,7 @@ class RunRecord:
     environment: Mapping[str, str]
     diagnostics: Diagnostics | None = None
     aggregates: Aggregates | None = None
+    lent: StepResult | None = None
     run_key: str = ""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.ledger.transfers import LENT
 from hpm_robustbench.threat import Batching
 
 StepsOf: TypeAlias = Callable[[Batching, bool], tuple[Step, ...]]
@@ -27,7 +28,7 @@ def other_steps(evaluation: Evaluation, msa: StepsOf) -> OtherSteps | None:
     if evaluation.target == "base":
         return None
     then = [step.name for step in evaluation.steps]
-    now = [step.name for step in msa(evaluation.batching, _fine_tuned(evaluation))]
+    now = [step.name for step in (*msa(evaluation.batching, _fine_tuned(evaluation)), LENT)]
     found = OtherSteps(*(tuple(name for name in a if name not in b) for a, b in ((now, then), (then, now))))
     return found if found.without or found.besides else None
 

@@ -1,7 +1,8 @@
-"""What images made for HPM do to the base model: its number is lowered by whatever is found, wherever that was found.
+"""What images made for one of two models do to the other: a number is lowered by whatever is found, wherever that was.
 
 HPM meets many more attacks than AutoAttack, and the base's own besides. A base model that is asked only what AutoAttack
-finds would be credited with images that had fallen, had anybody shown them to it.
+finds would be credited with images that had fallen, had anybody shown them to it. Nor is HPM credited with an image
+that AutoAttack, in the base model's own trial, has broken in a way that breaks HPM as well.
 """
 
 from __future__ import annotations
@@ -13,17 +14,29 @@ from hpm_robustbench.ledger.plan import MSA, Step
 from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
 
 TRANSFER = "transfer"
-"""Name of the attack that shows the base model what was made for HPM."""
+"""Name of the attack that shows one model what was made for the other."""
+LENT = Step("base", TRANSFER, MSA)
+"""The last step of HPM: what AutoAttack made of the base model. It is measured when both runs are finished."""
 
 
 def with_transfers(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The same runs; that of the base model ends with a step for each run of HPM, with what its images broke.
+    """The same runs, each with what images of the others broke.
+
+    That of the base model ends with a step for each run of HPM, and a run of HPM with what the base model lent.
 
     Args:
         records: finished runs of one model on the same images.
     """
     tried = [record for record in records if record.base_predicted]
-    return [_transferred(record, tried) if record.plan.target == "base" else record for record in records]
+    return [_transferred(record, tried) if record.plan.target == "base" else with_lent(record) for record in records]
+
+
+def with_lent(record: RunRecord) -> RunRecord:
+    """The run, at its end what images of the base model broke, if it was shown them."""
+    if record.lent is None:
+        return record
+    plan = replace(record.plan, steps=(*record.plan.steps, LENT))
+    return replace(record, plan=plan, steps=(*record.steps, record.lent), lent=None)
 
 
 def _transferred(base: RunRecord, tried: Sequence[RunRecord]) -> RunRecord:

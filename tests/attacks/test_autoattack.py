@@ -110,3 +110,33 @@ def test_square_survives_ties_on_a_model_that_rejects_empty_batches(threat, worl
     step = Step("tied", "square", "test", {"n_queries": 5})
     x_adv = next(run_attack(step, view, x, y, torch.ones(3, dtype=torch.bool), threat, 0, 3))
     assert x_adv.isfinite().all()
+
+
+def test_square_goes_where_the_gradient_misleads_if_it_is_told_so(threat, worlds):
+    """Of four linear images two have a gradient that leads away; one standard pass each tells which."""
+    world, x = (
+        worlds.LinearWorld.random(2, 25, seed=1),
+        torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0)),
+    )
+    y, astray = world.predict(x), torch.arange(8) % 2 == 0
+
+    class Bent(worlds.World):
+        is_target = False
+
+        def forward(self, x):
+            logits = world(x)
+            if len(x) != 8:
+                return logits
+            turned = 2 * logits.detach() - logits  # its value, and the opposite of its gradient
+            return torch.where(astray[:, None], turned, logits)
+
+    def square(**parameters):
+        step = Step("world", "square", "test", {"n_queries": 200, **parameters})
+        return next(run_attack(step, Bent(), x, y, torch.ones_like(astray), threat, 0, 8))
+
+    some, every = square(where="misled"), square()
+    moved = (some != x).flatten(1).any(1)
+    assert torch.equal(moved & ~astray, torch.zeros_like(astray))
+    assert (some != x).any()
+    assert (world.predict(some) != y).any()
+    assert torch.equal(every, square(where="everywhere"))

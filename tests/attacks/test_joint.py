@@ -208,47 +208,6 @@ def test_a_few_victims_at_a_time_are_each_won_by_the_whole_batch(worlds):
     assert won(victims=1).all()
 
 
-def test_it_starts_again_where_that_took_a_row(worlds):
-    """Each row falls from a few starts only: what several restarts take is what as many calls take one by one."""
-
-    class Lucky(worlds.World):
-        row_independent = False
-
-        def forward(self, x):
-            first = x.flatten(1)[:, 0] - 0.5
-            lead = (40 * first).cos() - 0.9 + 0 * x.mean()
-            return torch.stack([torch.zeros_like(lead), lead], 1)
-
-    world = worlds.Wrapped(Lucky())
-    world.row_independent = False
-    x, y = torch.full((12, 1, 2, 2), 0.55), torch.zeros(12, dtype=torch.long)
-
-    def fallen(active, **parameters):
-        answers = answers_of(world, x, y, active, steps=1, victims=1, loss="margin", **parameters)
-        return active & torch.stack([world.predict(a) != y for a in answers]).any(0)
-
-    standing, taken = torch.ones(12, dtype=torch.bool), []
-    for restart in range(1, 7):
-        won = fallen(standing, restart=restart)
-        taken.append(int(won.sum()))
-        standing = standing & ~won
-    assert taken[0] and sum(taken[1:])
-    assert torch.equal(fallen(torch.ones(12, dtype=torch.bool), restart=1, restarts=6), ~standing)
-
-
-def test_a_first_start_that_took_nothing_is_the_last(worlds):
-    unreachable, x, y = coupled(worlds, 1.0, 1.0)
-    unreachable.offset = -100.0
-    world = worlds.Wrapped(unreachable)
-    world.row_independent = False
-    passes = []
-    for restarts in (1, 3):
-        world.calls = 0
-        answers_of(world, x, y, steps=3, victims=7, restarts=restarts)
-        passes.append(world.calls)
-    assert passes[0] == passes[1] > 0
-
-
 def test_victims_that_fell_on_the_way_are_not_attacked_again(worlds):
     world, x, y = coupled(worlds, 1.0, 1.0)
     world.offset = 100.0

@@ -69,10 +69,14 @@ def test_a_finished_run_is_not_done_again(place, uninterrupted, hpm_bench, tmp_p
     for name, content in uninterrupted.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
+    lent = list(tmp_path.glob("runs/*/broken/*/*.safetensors"))
+    assert lent, "images of the base model, which HPM has been shown"
+    lent[0].unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/shards/*/*.json")}
     result = hpm_bench(*place.run("--output", tmp_path))
     assert result.code == 0, result.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not lent[0].exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

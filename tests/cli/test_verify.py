@@ -14,6 +14,10 @@ def test_kept_images_break_again_in_another_process(place, hpm_bench: Callable, 
     assert done.code == 0, done.err
     evaluations = json.loads(done.out)["hpm_bench"]["evaluations"]
     assert all(evaluation["diagnostics"]["n"] > 0 for evaluation in evaluations)
+    assert {evaluation["target"]: evaluation["steps"][-1]["name"] for evaluation in evaluations} == {
+        "base": "transfer@hpm.batching-solo",
+        "hpm": "transfer@base",
+    }
     verified = hpm_bench(*command, "--verify")
     assert verified.code == 0, verified.err
     fallen = {e["run_key"]: e["clean"]["count"] - e["robust"]["count"] for e in evaluations}

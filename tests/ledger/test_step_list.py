@@ -11,11 +11,26 @@ import pytest
 
 from hpm_robustbench.attacks.protocols import msa
 from hpm_robustbench.ledger.leaderboard import build, check
-from hpm_robustbench.ledger.model_card import write_card
+from hpm_robustbench.ledger.model_card import build_card, write_card
 from hpm_robustbench.ledger.plan import MSA, Step
+from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.step_list import OtherSteps, other_steps
+from hpm_robustbench.ledger.transfers import LENT
 from hpm_robustbench.threat import Batching
+
+
+def lent(record: RunRecord) -> RunRecord:
+    """The run of HPM after it was shown what broke the base model: nothing falls to that."""
+    verdict = tuple(int(Verdict.STANDING if stands else Verdict.SKIPPED) for stands in record.standing())
+    nothing = (None,) * record.n
+    return replace(record, lent=StepResult(LENT.name, tuple(range(record.n)), verdict, nothing, nothing))
+
+
+@pytest.fixture
+def card(spec, records):
+    base, *hpm = records
+    return build_card(spec, [base, *map(lent, hpm)], n_classes=10)
 
 
 @pytest.fixture
@@ -24,7 +39,9 @@ def as_it_was(card):
 
     def steps(batching: Batching, fine_tuned: bool) -> tuple[Step, ...]:
         met = card.hpm_bench.evaluation("hpm", batching).steps
-        return tuple(Step(step.view, step.attack, step.group, step.parameters) for step in met)
+        return tuple(
+            Step(step.view, step.attack, step.group, step.parameters) for step in met if step.name != LENT.name
+        )
 
     return steps
 
@@ -45,7 +62,7 @@ def test_a_card_made_of_todays_steps_has_them_all(card, batching, fine_tuned):
     some = card.hpm_bench.headline.steps[0]
     made = tuple(
         some.model_copy(update={"name": step.name, "view": step.view, "attack": step.attack})
-        for step in msa(batching, fine_tuned)
+        for step in (*msa(batching, fine_tuned), LENT)
     )
     evaluation = card.hpm_bench.headline.model_copy(update={"batching": batching, "steps": made})
     assert other_steps(evaluation, msa) is None
@@ -62,6 +79,10 @@ def test_what_is_missing_and_what_was_dropped_are_named(card, as_it_was):
 
     found = other_steps(card.hpm_bench.headline, newer)
     assert found == OtherSteps(without=("apgd-ce@hpm.targets-3",), besides=("apgd-ce@hpm",))
+
+
+def test_hpm_that_was_never_shown_what_broke_its_base_is_marked(make_card, as_it_was):
+    assert other_steps(make_card("Lone").hpm_bench.headline, as_it_was).without == (LENT.name,)
 
 
 def test_the_base_model_has_no_list_of_msa(card, with_one_more):

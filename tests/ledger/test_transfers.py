@@ -9,8 +9,8 @@ import pytest
 from hpm_robustbench.ledger.model_card import build_card
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.provenance import fates
-from hpm_robustbench.ledger.record import RunRecord
-from hpm_robustbench.ledger.transfers import with_transfers
+from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
+from hpm_robustbench.ledger.transfers import LENT, with_transfers
 from hpm_robustbench.threat import Batching
 
 
@@ -62,3 +62,23 @@ def test_the_card_compares_what_stands_under_everything(spec, records, base):
     assert told.autoattack.count == len(stands)
     assert fates(told.provenance)[only_base[0]] == ("transfer@hpm.batching-solo", 0)
     assert bench.cost(bench.headline) == before.cost(before.headline)
+
+
+def test_hpm_loses_what_it_was_shown_last_and_its_own_last_attack_is_still_named(spec, records, base):
+    """That images of the base model broke nothing more does not say that its own last attack had run dry."""
+    joint = records[2]
+    stands = [row for row, right in enumerate(joint.standing()) if right]
+    verdict = [int(Verdict.STANDING)] * joint.n
+    verdict[stands[0]] = int(Verdict.BROKEN)
+    lent = StepResult(LENT.name, tuple(range(joint.n)), tuple(verdict), (3,) * joint.n, (0.0,) * joint.n, forward=7)
+    [shown] = with_transfers([replace(joint, lent=lent)])
+    assert [row for row in stands if not shown.standing()[row]] == stands[:1]
+    bench = build_card(spec, [base, records[1], replace(joint, lent=lent)], n_classes=10).hpm_bench
+    told = bench.evaluation("hpm", Batching.JOINT)
+    assert told.steps[-1].name == "transfer@base"
+    assert fates(told.provenance)[stands[0]] == ("transfer@base", 3)
+    before = build_card(spec, records, n_classes=10).hpm_bench.evaluation("hpm", Batching.JOINT)
+    assert before.flags == told.flags
+    assert any(flag.startswith("the last attack still broke") for flag in told.flags)
+    assert not told.steps[-1].black_box
+    assert told.steps[-1].flags == []
