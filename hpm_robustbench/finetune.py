@@ -16,11 +16,7 @@ from hpm_robustbench.errors import UsageProblem
 @options.subject_options
 @options.hpm_knobs
 @options.recipe_options("uniform-v1")
-@click.option(
-    "--controls",
-    is_flag=True,
-    help="Train all four controls too, with the same budget, order and seed; the help of `hpm-bench run` lists them.",
-)
+@options.control
 @options.work_options
 @click.option("--at-once", type=click.IntRange(min=1), help="Images in memory together; by default the whole batch.")
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile where it is measured to be faster.")
@@ -33,7 +29,6 @@ from hpm_robustbench.errors import UsageProblem
 def finetune(  # the options of one command
     form: str,
     model: str | None,
-    controls: bool,
     at_once: int | None,
     compiled: bool,
     checkpoint_minutes: float,
@@ -62,7 +57,7 @@ def finetune(  # the options of one command
     compute = Compute(at_once, compiled, 60 * checkpoint_minutes)
     chosen = run_options(batching=(), compute=compute, **asked)
     assert chosen.tuning is not None
-    tunings = chosen.tuning.with_controls() if controls else [chosen.tuning]
+    tunings = chosen.tuning.with_controls() if chosen.controls else [chosen.tuning]
     finished = dict(zip(tunings, fine_tune(spec, chosen, tunings), strict=True))
     if form == "json":
         click.echo(json.dumps([facts_of(tuning, finetuned) for tuning, finetuned in finished.items()], indent=1))

@@ -103,7 +103,11 @@ control = together(
         help="Fine-tune in HPM's place: fc (the FC head alone answers), static (dataset prototypes alone), shuffled "
         "(memberships of other images of the batch) or leave-one-out (no image in its own batch prototype).",
     ),
-    click.option("--controls", is_flag=True, help="Try all four controls too, to stand beside HPM on its card."),
+    click.option(
+        "--controls",
+        is_flag=True,
+        help="All four controls too, with the same budget, order and seed, to stand beside HPM on its card.",
+    ),
 )
 work_options = together(
     model_dir,

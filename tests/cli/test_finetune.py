@@ -144,3 +144,13 @@ def test_a_fine_tuned_model_goes_to_trial_and_its_kept_images_are_judged_again(
     assert lost.code == 2
     assert "nothing is trained here" in lost.err
     assert not classifier.exists()
+
+
+def test_one_control_can_be_trained_alone(place, hpm_bench, tmp_path: Path) -> None:
+    result = hpm_bench(*arguments(place, tmp_path, "--tune", "epochs=1", "--control", "static"))
+    assert result.code == 0, result.err
+    [folder] = tmp_path.glob("finetuned/*")
+    assert "_static-" in folder.name
+    both = hpm_bench(*arguments(place, tmp_path, "--control", "static", "--controls"))
+    assert both.code == UsageProblem.exit_code
+    assert "--control without --controls" in both.err

@@ -62,7 +62,6 @@ def test_it_finds_nothing_that_msa_missed(case: Case, batching: Batching) -> Non
 
 
 @pytest.mark.validate
-@pytest.mark.xfail(reason="JOINT is not exhausted: an image that moves a whole batch for itself alone has many ways")
 def test_after_one_image_at_a_time_it_finds_nothing_either(case: Case) -> None:
     plan, subject = next(trial for trial in case.trials if trial[0].batching is Batching.JOINT)
     assert isinstance(plan, Plan)
