@@ -38,9 +38,9 @@ def _step(view: str, name: str, **parameters: int | float | str) -> Step:
 
 LEFT_OUT = {
     Batching.SOLO: (
+        _step("hpm", "conjunction", steps=200),
         _step("hpm", "conjunction", softness=0.05),
-        _step("base", "fab-t"),
-        _step("base", "square"),
+        *(_step(view, attack) for view in ("base", "fc") for attack in ("fab-t", "square")),
         *(_step(view, "apgd-t") for view in ("l2", "soft", "soft-0.5", "soft-0.1", "batch", "mixed")),
         _step("l2", "fab-t"),
         _step("l2", "square"),
@@ -50,8 +50,7 @@ LEFT_OUT = {
     Batching.JOINT: (
         _step("hpm", "in-turns", turns=3, own_steps=30),
         _step("hpm", "joint", loss="margin", steps=25, victims=1),
-        _step("base", "fab-t"),
-        _step("base", "square"),
+        *(_step(view, attack) for view in ("base", "fc") for attack in ("fab-t", "square")),
         *(_step("hpm", "joint", loss="targeted", target_rank=rank) for rank in (2, 3, 4)),
         *(_step(view, "joint", loss="ce") for view in ("soft-0.5", "soft-0.1", "batch", "mixed")),
         *(_step("hpm", "gmsa", space=space) for space in ("avg", "min")),

@@ -22,7 +22,7 @@ from hpm_robustbench.evaluation.aggregates import aggregate
 from hpm_robustbench.evaluation.corruptions import Conditions, run_corruptions
 from hpm_robustbench.evaluation.diagnostics import diagnose
 from hpm_robustbench.evaluation.identity import state_sha256
-from hpm_robustbench.evaluation.lent import lend, lent_again
+from hpm_robustbench.evaluation.lent import lend
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.evaluation.verification import Verification, verify
 from hpm_robustbench.images import check_resolution, open_clean, open_corruptions
@@ -93,16 +93,11 @@ class Case:
     course: FineTuning | None = None
     controls: Mapping[Control, Callable[[], Case]] = field(default_factory=dict)
 
-    def all_cases(self) -> Iterator[Case]:
-        """Itself first, then its controls."""
-        for make in (lambda: self, *self.controls.values()):
-            yield make()
-
     def all_trials(self) -> Iterator[tuple[BasePlan, Subject]]:
         """Its own trials first, then those of its controls that are not among them; the base model's is."""
         met: set[str] = set()
-        for case in self.all_cases():
-            for plan, subject in case.trials:
+        for make in (lambda: self, *self.controls.values()):
+            for plan, subject in make().trials:
                 if plan.run_key not in met:
                     met.add(plan.run_key)
                     yield plan, subject
@@ -316,12 +311,12 @@ def _check_card(spec: ModelSpec, start: Start, options: RunOptions) -> None:
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
     with full_precision_kernels():
-        lends = not case.is_screen and (bool(case.controls) or any(_borrows(case, plan) for plan, _ in case.trials))
+        awaited = any(_borrows(case, plan) for plan, _ in case.all_trials())
         for plan, subject in case.all_trials():
             runs, environment = case.output / "runs", environment_of(subject.device)
             if isinstance(plan, Plan):
-                lent = lends and plan.target == "base"
-                run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images, lends=lent)
+                lends = awaited and plan.target == "base"
+                run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images, lends=lends)
             else:
                 assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
                 run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
@@ -331,7 +326,7 @@ def _borrows(case: Case, plan: BasePlan) -> bool:
     """Whether a trial of HPM still waits for what the base model's leaves behind."""
     journal = Journal(case.output / "runs", plan)
     put_together = not plan.aggregated or journal.read_aggregates() is not None
-    return plan.target == "hpm" and not (put_together and journal.read_lent() is not None)
+    return bool(plan.lender) and not (put_together and journal.read_lent() is not None)
 
 
 def examine(case: Case) -> None:
@@ -340,35 +335,21 @@ def examine(case: Case) -> None:
     HPM is shown what the base model's own trial has found, what broke whole batches is put together, and indicators of
     attack failure are measured.
     """
-    if case.is_screen:
-        return
-    runs = case.output / "runs"
     with full_precision_kernels():
-        for plan, base, subject in _under_attack(case):
-            if plan.target == "hpm":
-                lend(plan, subject, case.test, runs, base)
-            aggregate(plan, subject, case.test, runs, base)
-            diagnose(plan, subject, case.test, runs)
-
-
-def _under_attack(case: Case) -> Iterator[tuple[Plan, Plan, Subject]]:
-    """Every trial under attack, its own and its controls', beside that of its base model."""
-    for each in case.all_cases():
-        plans = [plan for plan, _ in each.trials if isinstance(plan, Plan)]
-        for plan, subject in each.trials:
-            if isinstance(plan, Plan):
-                yield plan, next(base for base in plans if base.target == "base"), subject
+        for plan, subject in case.all_trials():
+            if isinstance(plan, Plan) and not case.is_screen:
+                for finish in (lend, aggregate, diagnose):
+                    finish(plan, subject, case.test, case.output / "runs")
 
 
 def verify_kept(case: Case) -> list[Verification]:
     """Judge again every adversarial image that was kept of a case, which this process has loaded afresh."""
-    runs, found = case.output / "runs", {}
     with full_precision_kernels():
-        for plan, base, subject in _under_attack(case):
-            if plan.run_key not in found:
-                lent = lent_again(plan, subject, case.test, runs, base)
-                found[plan.run_key] = verify(plan, subject, case.test, runs, also=lent)
-    return list(found.values())
+        return [
+            verify(plan, subject, case.test, case.output / "runs")
+            for plan, subject in case.all_trials()
+            if isinstance(plan, Plan)
+        ]
 
 
 def conclude(case: Case) -> Outcome | Screen:

@@ -67,10 +67,12 @@ def plan_trials(
         return _coupling_trials(specs["hpm"], start, examples, options)
     base = Subject(wrapped.classifier, wrapped.base, "base")
     trials = [(_plan(specs["base"], base, Batching.SOLO, start.test, examples, options), base)]
+    lender = trials[0][0].run_key if isinstance(trials[0][0], Plan) and options.screen is None else ""
     for batching in dict.fromkeys((Batching.SOLO, *options.batchings)):
         reference = _evenly_spaced(start.training, _REFERENCE_IMAGES) if batching is Batching.REFERENCE else None
         hpm = Subject(wrapped.classifier.with_batching(batching, reference), wrapped.base, "hpm")
-        trials.append((_plan(specs["hpm"], hpm, batching, start.test, examples, options), hpm))
+        plan = _plan(specs["hpm"], hpm, batching, start.test, examples, options)
+        trials.append((replace(plan, lender=lender), hpm))
     return trials
 
 

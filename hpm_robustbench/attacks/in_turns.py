@@ -133,7 +133,6 @@ def _in_turns(
 ) -> Iterator[Images]:
     """One active row after the other, unless it has fallen on the way."""
     whole, won = Remembering(view), torch.zeros_like(active)
-    kept = Cover(whole, y, active)
     for row in active.nonzero():
         if won[row]:
             continue
@@ -144,7 +143,7 @@ def _in_turns(
         if kept.wrong.any():
             yield from kept.submissions
     if not won.any():
-        yield from kept.submissions or (x,)  # the judge wants to see something, even if it is a failure
+        yield from kept.submissions  # the judge wants to see something, even if it is a failure
 
 
 IN_TURNS = batchwise(_in_turns)

@@ -32,7 +32,6 @@ def _joint(
     *,
     loss: str = "ce",
     steps: int = 100,
-    restart: int = 0,
     target_rank: int = 2,
     victims: int = 0,
     move: str = ALL,
@@ -41,10 +40,10 @@ def _joint(
     """Move the batch so that its active rows err, all at once or ``victims`` of them at a time.
 
     ``loss`` is ``ce``, ``dlr``, ``margin`` or ``targeted``, which aims each row at the class of rank ``target_rank``
-    (2 is the runner-up) among the view's clean logits. ``restart`` selects another random start. A few victims at a
-    time are a strong attack on a coupled defence, and a dear one: all others move for them alone. ``move`` says which
-    rows the attacker has: ``all``, the victims themselves beside clean mates (``own``), or only ``movers`` of the rows
-    that follow them (``mates``, 0 for all of these), while the victims stay as they are.
+    (2 is the runner-up) among the view's clean logits. A few victims at a time are a strong attack on a coupled
+    defence, and a dear one: all others move for them alone. ``move`` says which rows the attacker has: ``all``, the
+    victims themselves beside clean mates (``own``), or only ``movers`` of the rows that follow them (``mates``, 0 for
+    all of these), while the victims stay as they are.
     """
     view = Remembering(view)
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
@@ -60,7 +59,7 @@ def _joint(
             x,
             threat,
             steps=steps,
-            generator=seeded(seed + restart),
+            generator=seeded(seed),
             free=wanted if view.row_independent else _movable(wanted, move, movers),
             observe=kept.observe,
         )

@@ -25,7 +25,6 @@ def _joint_conjunction(
     seed: int,
     *,
     steps: int = 100,
-    restart: int = 0,
     target_rank: int = 2,
 ) -> Submissions:
     """Each row aims at the class of rank ``target_rank`` (2 is the most promising), by the nearest condition."""
@@ -40,7 +39,7 @@ def _joint_conjunction(
         nearest = [least(condition(region, y, target)) for condition in CONDITIONS]
         return torch.stack(nearest).amax(dim=0)
 
-    ascend(loss, x, threat, steps=steps, generator=seeded(seed + restart), observe=kept.observe)
+    ascend(loss, x, threat, steps=steps, generator=seeded(seed), observe=kept.observe)
     return kept.submissions
 
 

@@ -10,9 +10,10 @@ keeps one image of each broken row. A base model's run keeps its own, for HPM to
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -22,7 +23,7 @@ from hpm_robustbench.evaluation.identity import check_unchanged
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.evaluation.kept_images import KeptImages, read_kept
 from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
-from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.journal import Journal, load_plan
 from hpm_robustbench.ledger.plan import BasePlan, Plan
 from hpm_robustbench.ledger.record import RunRecord, Verdict
 from hpm_robustbench.ledger.transfers import LENT, with_lent
@@ -31,9 +32,11 @@ from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import ThreatModel
 
 _REGROUPINGS = 3
+Reader: TypeAlias = Callable[[Path, Sequence[int], ExampleSet], KeptImages]
+"""Reads a file of images by which rows fell."""
 
 
-def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, base: Plan | None = None) -> None:
+def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> None:
     """Judge the composite of a finished run and other groupings of its images, unless that is written down already.
 
     Args:
@@ -41,7 +44,6 @@ def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, ba
         subject: what stood trial, on the device to use.
         examples: the images that the plan's fingerprint names.
         runs: folder of all runs.
-        base: of the base model's run, if HPM was shown its images, too.
 
     Raises:
         IntegrityError: an image that the run kept is missing or not whole.
@@ -54,10 +56,10 @@ def aggregate(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, ba
         return
     if record.aggregates is None:
         whole = with_lent(record)
-        composite = composite_of(whole, journal, examples)
+        composite = composite_of(whole, journal, examples, _read)
         lent = [row for row, step in enumerate(whole.lost_to) if step == LENT.name]
-        if lent and base is not None:
-            composite[lent] = broken_images(base, examples, runs)[lent]
+        if lent:
+            composite[lent] = lent_images(plan, examples, runs)[lent]
         found = _measure(whole, subject, examples, composite)
         check_unchanged(plan, subject, examples)
         journal.write_aggregates(found)
@@ -74,20 +76,26 @@ def _folder(journal: Journal) -> Path:
     return journal.folder / "broken"
 
 
-def broken_images(plan: BasePlan, examples: ExampleSet, runs: Path) -> Images:
-    """All images of a finished run that has kept them: the broken ones as they were first broken, the others clean.
+def lent_images(plan: BasePlan, examples: ExampleSet, runs: Path, read: Reader | None = None) -> Images:
+    """All images: those by which the base model's trial lost rows that lends ``plan`` its images, the others clean.
+
+    Args:
+        plan: of HPM.
+        examples: the images that both fingerprints name.
+        runs: folder of all runs.
+        read: how its files are read; by default one that is not whole goes, so that its step is done again.
 
     Raises:
-        IntegrityError: an image that the run kept is missing or not whole.
+        IntegrityError: an image that the base model's run kept is missing or not whole.
     """
-    journal = Journal(runs, plan)
+    journal = Journal(runs, load_plan(runs / plan.lender))
     record = journal.record()
-    assert record is not None
-    return composite_of(record, journal, examples)
+    assert record is not None, "a case attacks its base model first"
+    return composite_of(record, journal, examples, read or _read)
 
 
-def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet) -> Images:
-    """As ``broken_images``; what fell to a step that is none of the journal's own stays clean.
+def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet, read: Reader) -> Images:
+    """All images: the broken ones as they were first broken by a step of the journal's own, the others clean.
 
     Raises:
         IntegrityError: an image that the run kept is missing or not whole.
@@ -97,7 +105,7 @@ def composite_of(record: RunRecord, journal: Journal, examples: ExampleSet) -> I
         for step in journal.plan.steps:
             fallen = [row for row in rows if lost_to[row] == step.name]
             if fallen:
-                kept = _read(broken_path(journal, shard, step.name), fallen, examples)
+                kept = read(broken_path(journal, shard, step.name), fallen, examples)
                 images[kept.rows] = kept.images
     return images
 

@@ -13,9 +13,11 @@ from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.evaluation.kept_images import KeptImages, kept_path, named_rows, read_kept
+from hpm_robustbench.evaluation.lent import kept_of_lent
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord, Verdict
+from hpm_robustbench.ledger.transfers import LENT
 from hpm_robustbench.shapes import Mask
 from hpm_robustbench.surrogates.views import Subject
 
@@ -33,7 +35,7 @@ class Verification:
     broken_again: int
 
 
-def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, also: int = 0) -> Verification:
+def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path) -> Verification:
     """See that every row that an attack of a finished run took falls to its kept image again, budget and box included.
 
     Args:
@@ -41,7 +43,6 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, also:
         subject: what stood trial, loaded anew.
         examples: the images that the plan's fingerprint names.
         runs: folder of all runs.
-        also: rows that were broken again by images which another run has kept.
 
     Raises:
         UsageProblem: the run is not finished.
@@ -58,6 +59,10 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, also:
                 kept = read_kept(kept_path(journal, index, step.name), fallen, examples.dataset.image_shape, batches)
                 count += len(fallen)
                 failures += [f"{step.name}, shard {index}: {how}" for how in _failures(plan, subject, examples, kept)]
+    lent = kept_of_lent(plan, examples, runs)
+    if lent is not None:
+        count += int(lent.broken.sum())
+        failures += [f"{LENT.name}: {how}" for how in _failures(plan, subject, examples, lent)]
     if failures:
         raise IntegrityError(
             wanted=f"the {count} broken rows of run {plan.run_key} to fall to their kept images again",
@@ -65,7 +70,7 @@ def verify(plan: Plan, subject: Subject, examples: ExampleSet, runs: Path, also:
             next_step=f"remove {journal.folder / 'images'} and run the same command again with --keep-images, without "
             "--verify; what does not fall to the new images either hangs on rounding",
         )
-    return Verification(plan.run_key, plan.target, plan.batching.value, count + also)
+    return Verification(plan.run_key, plan.target, plan.batching.value, count)
 
 
 def _finished(journal: Journal) -> RunRecord:

@@ -69,13 +69,18 @@ class Journal:
         """The result of a step on a shard, or None if it is not there or not whole."""
         return _read_step(self.path(shard, step), step, self.plan.shards()[shard])
 
+    @property
+    def lent_path(self) -> Path:
+        """Where it lies what images of the base model do to HPM."""
+        return self.folder / "lent.json"
+
     def write_lent(self, result: StepResult) -> None:
         """Put down what images of the base model do to HPM, atomically."""
-        _write(self.folder / "lent.json", asdict(result))
+        _write(self.lent_path, asdict(result))
 
     def read_lent(self) -> StepResult | None:
         """What images of the base model do to HPM, or None if it is not there or not whole."""
-        return _read_step(self.folder / "lent.json", LENT.name, list(range(self.plan.examples.n)))
+        return _read_step(self.lent_path, LENT.name, list(range(self.plan.examples.n)))
 
     def write_diagnostics(self, diagnostics: Diagnostics) -> None:
         """Put down what was found out about the attacks of the run, atomically."""

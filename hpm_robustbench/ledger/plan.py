@@ -73,7 +73,8 @@ class BasePlan:
     their answers to the first images, and the code of their layers.
     ``defence`` is the HPM configuration (empty for ``base``). ``batch_size`` is the batch that is computed
     together and, for JOINT, the batch in which the defence answers. ``software`` names versions and the kind of device.
-    ``labels`` of all examples are part of a plan whose ``composition`` depends on them.
+    ``labels`` of all examples are part of a plan whose ``composition`` depends on them. ``lender`` is the run key of
+    the base model's trial, whose images HPM is shown in the end.
     """
 
     model: str
@@ -91,6 +92,7 @@ class BasePlan:
     shard_size: int = 250
     composition: Composition = Composition.IID
     labels: tuple[int, ...] = ()
+    lender: str = ""
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -151,8 +153,10 @@ class BasePlan:
         return [order]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``plan_from_json`` is its inverse. A composition that is iid goes without saying."""
+        """Plain JSON values; ``plan_from_json`` is its inverse. Composition iid and no lender go without saying."""
         data = asdict(self)
+        if not self.lender:
+            del data["lender"]
         data["format"] = FORMAT
         composition, labels = data.pop("composition"), data.pop("labels")
         if composition is not Composition.IID:

@@ -14,9 +14,9 @@ from hpm_robustbench.threat import ThreatModel
 THREAT = ThreatModel.parse("Linf", "0.1")
 
 
-def answers_of(view, x, y, active=None, batch_size=100, **parameters):
+def answers_of(view, x, y, active=None, batch_size=100, seed=0, **parameters):
     active = torch.ones_like(y, dtype=torch.bool) if active is None else active
-    return [*run_attack(Step("world", "joint", "msa", parameters), view, x, y, active, THREAT, 0, batch_size)]
+    return [*run_attack(Step("world", "joint", "msa", parameters), view, x, y, active, THREAT, seed, batch_size)]
 
 
 def joint(*arguments, **parameters):
@@ -169,12 +169,12 @@ def test_ends_when_every_row_is_wrong(worlds):
     assert view.calls == 1, "one gradient, and with it the answer of the target"
 
 
-def test_restarts_and_target_ranks_are_different_searches(worlds):
+def test_seeds_and_target_ranks_are_different_searches(worlds):
     world, x = worlds.LinearWorld.random(6, 16, seed=0), torch.rand(10, 1, 4, 4)
     y = world.predict(x)
     answers = [
         joint(world, x, y, loss="targeted", steps=5),
-        joint(world, x, y, loss="targeted", steps=5, restart=1),
+        joint(world, x, y, loss="targeted", steps=5, seed=1),
         joint(world, x, y, loss="targeted", steps=5, target_rank=3),
     ]
     assert not any(torch.equal(a, b) for i, a in enumerate(answers) for b in answers[:i])

@@ -27,6 +27,14 @@ def test_a_screen_on_the_command_line(tmp_path) -> None:
     assert not (tmp_path / "model_cards").exists()
 
 
+@pytest.mark.parametrize("name", ["quick", "coupling"])
+def test_a_screen_that_was_not_made_cannot_be_verified(name, tmp_path) -> None:
+    arguments = ["-q", "run", "--screen", name, "--verify", "--n-ex", "8", "--workers", "1", "--output", str(tmp_path)]
+    result = CliRunner().invoke(cli, arguments, obj=[])
+    assert isinstance(result.exception, UsageProblem)
+    assert "finished run" in str(result.exception)
+
+
 def test_a_screen_from_python_has_its_own_runs(tmp_path) -> None:
     spec = spec_to_run(MODEL, None, None, None)
     records = screen(spec, RunOptions(n_ex=4, output=tmp_path)).records

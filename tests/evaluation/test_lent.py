@@ -13,10 +13,11 @@ from small_trials import plan_of, record_of
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.aggregates import aggregate
-from hpm_robustbench.evaluation.lent import lend, lent_again
+from hpm_robustbench.evaluation.lent import lend
 from hpm_robustbench.evaluation.runner import run
+from hpm_robustbench.evaluation.verification import verify
 from hpm_robustbench.ledger.journal import Journal
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Plan, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Plan, Step, plan_from_json
 from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.ledger.transfers import LENT, with_lent, with_transfers
 from hpm_robustbench.load import Wrapped
@@ -38,7 +39,7 @@ class Trial:
         self.examples, self.runs = examples, runs
         self.subject = Subject(wrapped.classifier.with_batching(batching), wrapped.base)
         self.base = plan_of(replace(self.subject, target="base"), examples, ON_BASE, batching=Batching.SOLO)
-        self.plan = plan_of(self.subject, examples, (WEAK[batching],))
+        self.plan = plan_of(self.subject, examples, (WEAK[batching],), lender=self.base.run_key)
         run(self.base, replace(self.subject, target="base"), examples, runs, {}, lends=True)
         run(self.plan, self.subject, examples, runs, {})
 
@@ -51,7 +52,7 @@ class Trial:
         return images
 
     def lend(self) -> None:
-        lend(self.plan, self.subject, self.examples, self.runs, self.base)
+        lend(self.plan, self.subject, self.examples, self.runs)
 
 
 @pytest.fixture(params=WEAK, ids=lambda batching: batching.value)
@@ -79,10 +80,11 @@ def test_hpm_loses_what_images_of_the_base_model_break_and_nothing_else(trial: T
     assert len(fallen) > 3
     assert {row for row in standing if not after.standing()[row]} == fallen
     lent = after[LENT.name]
-    misread = (trial.images() != trial.examples.images).flatten(1).any(1)
+    with torch.no_grad():
+        misread = trial.subject.base(trial.images()).argmax(1) != trial.examples.labels
     assert all(lent.fooled[row] == misread[row] for row in standing)
     assert max(size for size in lent.distance if size is not None) <= float(trial.plan.threat.eps) + 1e-6
-    assert lent.forward == sum(verdict != Verdict.SKIPPED for verdict in lent.verdict)
+    assert lent.forward == 2 * sum(verdict != Verdict.SKIPPED for verdict in lent.verdict), "HPM and its base"
     assert after.run_key == before.run_key
     assert with_transfers([before]) == [before], "who was shown nothing"
 
@@ -126,22 +128,64 @@ def test_an_unfinished_run_is_shown_nothing(trial: Trial) -> None:
     assert not (trial.runs / trial.plan.run_key / "lent.json").exists()
 
 
-def test_it_falls_again_in_another_process(trial: Trial) -> None:
-    place = trial.plan, trial.subject, trial.examples, trial.runs, trial.base
-    assert lent_again(*place) == 0, "nothing was shown yet"
+def test_an_hpm_to_whom_nobody_lends_is_shown_nothing(trial: Trial) -> None:
+    plan = replace(trial.plan, lender="")
+    run(plan, trial.subject, trial.examples, trial.runs, {})
+    lend(plan, trial.subject, trial.examples, trial.runs)
+    assert record_of(plan, trial.runs).lent is None
+    assert "lender" not in plan.to_json()
+    assert plan_from_json(trial.plan.to_json()) == trial.plan
+
+
+def test_another_trial_of_the_base_model_is_another_trial_of_hpm(trial: Trial) -> None:
+    """What it lends may differ, so what it once lent is not taken for it."""
+    other = replace(trial.base, batch_size=8)
+    assert replace(trial.plan, lender=other.run_key).run_key != trial.plan.run_key
+
+
+def verified(trial: Trial) -> int:
+    run(trial.plan, trial.subject, trial.examples, trial.runs, {}, keep_images=True)
+    return verify(trial.plan, trial.subject, trial.examples, trial.runs).broken_again
+
+
+def test_what_fell_to_them_falls_again_in_every_way_to_ask(trial: Trial) -> None:
+    own = verified(trial)
     trial.lend()
-    broken = record_of(trial.plan, trial.runs).lent.verdict.count(Verdict.BROKEN)
-    assert lent_again(*place) == broken > 0
+    after = with_lent(record_of(trial.plan, trial.runs))
+    assert verified(trial) == sum(after.clean_correct) - sum(after.standing()) > own
+
+
+def lent_file(trial: Trial) -> Path:
+    """That by whose images most rows of HPM fell."""
+    after = with_lent(record_of(trial.plan, trial.runs))
+    fallen = torch.tensor([step == LENT.name for step in after.lost_to])
+    files = (trial.runs / trial.base.run_key / "broken").glob("*/*.safetensors")
+    return max(files, key=lambda path: int(fallen[load_file(path)["rows"]].sum()))
 
 
 def test_an_image_that_breaks_nothing_any_more_is_found_out(trial: Trial) -> None:
     trial.lend()
-    path = next((trial.runs / trial.base.run_key / "broken").glob("*/*.safetensors"))
+    path = lent_file(trial)
     kept = load_file(path)
-    clean = trial.examples.images[kept["rows"]]
-    save_file({**kept, "images": clean}, path)
-    with pytest.raises(IntegrityError, match=r"rows? .* standing"):
-        lent_again(trial.plan, trial.subject, trial.examples, trial.runs, trial.base)
+    save_file({**kept, "images": trial.examples.images[kept["rows"]]}, path)
+    with pytest.raises(IntegrityError, match=r"transfer@base: rows? .* as submitted"):
+        verified(trial)
+
+
+def test_verifying_removes_no_evidence_and_says_how_it_is_made_anew(trial: Trial) -> None:
+    trial.lend()
+    path = lent_file(trial)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(IntegrityError, match=r"remove that file, if it is there, and .*lent\.json"):
+        verified(trial)
+    assert path.exists()
+    path.unlink()
+    Journal(trial.runs, trial.plan).lent_path.unlink()
+    run(trial.base, replace(trial.subject, target="base"), trial.examples, trial.runs, {}, lends=True)
+    trial.lend()
+    assert verified(trial) > 0
+    assert path.read_bytes() == whole
 
 
 def test_the_composite_shows_them_too(wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet], tmp_path: Path) -> None:
@@ -154,6 +198,6 @@ def test_the_composite_shows_them_too(wrapped: Wrapped, digits: tuple[ExampleSet
     whole = with_lent(record_of(trial.plan, tmp_path))
     fell = torch.tensor([step == LENT.name for step in whole.lost_to])
     composite = torch.where(fell[:, None, None, None], trial.images(), own)
-    aggregate(trial.plan, trial.subject, trial.examples, tmp_path, trial.base)
+    aggregate(trial.plan, trial.subject, trial.examples, tmp_path)
     wrong = wrong_in_batches(trial.plan, trial.subject, trial.examples, composite)
     assert Journal(tmp_path, trial.plan).read_aggregates().composite == len(composite) - len(wrong)
