@@ -63,8 +63,8 @@ _FOR_FEW_VICTIMS = (
 """The whole batch moves against the few that still stand, the dearer steps after the cheaper.
 
 Of what the first two leave of four batches (the digits model, fine-tuned and not), three climbs for one victim at a
-time took 18 rows, each climb others, and turns took 35, all but two of the 18 among them, in fewer passes. A third turn
-took none.
+time took 18 rows, each climb others, and turns took 35, all but two of the 18 among them, in fewer passes. In two of
+them a third turn took none; behind all of MSA it takes some, with more steps as well (docs/msa.md).
 """
 
 
