@@ -20,7 +20,7 @@ from hpm_robustbench.threat import ThreatModel
 
 def _climb(view: View, x: Images, y: Labels, threat: ThreatModel, seed: int, *, steps: int = 40) -> Images:
     """APGD on the view's margin; what is returned is where that was largest, whether the target minds or not."""
-    return ascend(lambda point: margin(view(point), y), x, threat, steps=steps, generator=seeded(seed)).x
+    return ascend(lambda point: margin(view(point), y), x, threat, steps=steps, start=seeded(seed)).x
 
 
 _CLIMBED = packed(_climb)

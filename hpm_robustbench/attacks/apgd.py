@@ -65,8 +65,7 @@ def ascend(
     threat: ThreatModel,
     *,
     steps: int,
-    generator: torch.Generator,
-    start: Images | None = None,
+    start: torch.Generator | Images,
     free: Mask | None = None,
     observe: Observer = _never_done,
 ) -> Ascent:
@@ -78,14 +77,13 @@ def ascend(
         x: images in [0, 1], centers of the balls.
         threat: norm and radius.
         steps: gradient steps.
-        generator: source of the random start.
-        start: where to begin instead of a random point; it is projected.
+        start: where to begin, which is projected; or what to draw a random point of the ball from.
         free: rows that may move, all by default; the others stay exactly where they are.
         observe: sees each iterate, the start included, and may end the search.
     """
     ball = Ball(x, threat)
     may_move = torch.ones_like(x, dtype=torch.bool) if free is None else per_image(free)
-    first = ball.random_point(generator) if start is None else ball.project(start)
+    first = ball.random_point(start) if isinstance(start, torch.Generator) else ball.project(start)
     now = best = _evaluate(loss_per_row, torch.where(may_move, first, x))
     previous = now.x
     step_sizes = _StepSizes(2 * float(threat.eps), now.loss)

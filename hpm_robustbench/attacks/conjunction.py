@@ -98,7 +98,7 @@ class _Search:
             self._keep_best(rows, point, losses)
             return bool(self._found[rows].all())
 
-        ascend(loss, self._x[rows], threat, steps=steps, generator=generator, observe=observe)
+        ascend(loss, self._x[rows], threat, steps=steps, start=generator, observe=observe)
 
     def _keep_best(self, rows: Tensor, point: Images, losses: Losses) -> None:
         """Remember the best points so far; the true target has the last word on those inside the region."""

@@ -48,19 +48,16 @@ def _gmsa(
     """``space`` says what a row maximises over the models: its least margin (``min``) or its mean margin (``avg``)."""
     if space not in ("min", "avg"):
         raise UnknownName("space", space, ["min", "avg"])
-    kept, generator = Cover(view, y, active), seeded(seed)
-    point, models = None, [view.shared_prototypes(x)]
+    kept, models = Cover(view, y, active), [view.shared_prototypes(x)]
+    start: torch.Generator | Images = seeded(seed)
 
     def loss(images: Images) -> Losses:
         margins = torch.stack([margin(logits, y) for logits in view.logits_against(images, models)])
         return margins.amin(dim=0) if space == "min" else margins.mean(dim=0)
 
     for _ in range(rounds):
-        found = ascend(
-            loss, x, threat, steps=steps, generator=generator, start=point, free=active, observe=kept.observe
-        )
-        point = found.x
-        models.append(view.shared_prototypes(point))
+        start = ascend(loss, x, threat, steps=steps, start=start, free=active, observe=kept.observe).x
+        models.append(view.shared_prototypes(start))
     return kept.submissions
 
 

@@ -59,11 +59,10 @@ class _Hunt:
         """Begin with the victim beside its clean mates; it has the last word, too."""
         point, nothing = self.x, self.x.new_zeros(len(self.x))
         for turn in range(budget.turns + 1):
-            generator = seeded(seed + turn)
-            point = self._own(point, generator, budget)
+            point = self._own(point, seeded(seed + turn), budget)
             if self.kept.observe(point, nothing) or turn == budget.turns or self.victim.all():
                 return
-            point = self._mates(point, generator, budget.steps)
+            point = self._mates(point, budget.steps)
             if self.kept.wrong[self.victim].all():
                 return
 
@@ -73,7 +72,7 @@ class _Hunt:
         image = _nearest_to_an_error(view, self.x[self.victim], self.y[self.victim], self.threat, generator, budget)
         return torch.where(per_image(self.victim), image, point)
 
-    def _mates(self, point: Images, generator: torch.Generator, steps: int) -> Images:
+    def _mates(self, point: Images, steps: int) -> Images:
         """The iterate that is best for the victim, who stays as it is while its mates climb from their clean images."""
         centers = torch.where(per_image(self.victim), point, self.x)
         best, height = centers, -torch.inf
@@ -89,7 +88,6 @@ class _Hunt:
             centers,
             self.threat,
             steps=steps,
-            generator=generator,
             start=centers,
             free=~self.victim,
             observe=observe,
@@ -114,7 +112,7 @@ def _nearest_to_an_error(
         return each.gather(0, condition.unsqueeze(0)).squeeze(0)
 
     copies = x.expand(len(target), -1, -1, -1).contiguous()
-    found = ascend(loss, copies, threat, steps=budget.own_steps, generator=generator).x
+    found = ascend(loss, copies, threat, steps=budget.own_steps, start=generator).x
     return found[margin(view.target_logits(found), label).argmax()].unsqueeze(0)
 
 

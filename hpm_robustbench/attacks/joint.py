@@ -59,7 +59,7 @@ def _joint(
             x,
             threat,
             steps=steps,
-            generator=seeded(seed),
+            start=seeded(seed),
             free=wanted if view.row_independent else _movable(wanted, move, movers),
             observe=kept.observe,
         )

@@ -39,7 +39,7 @@ def _joint_conjunction(
         nearest = [least(condition(region, y, target)) for condition in CONDITIONS]
         return torch.stack(nearest).amax(dim=0)
 
-    ascend(loss, x, threat, steps=steps, generator=seeded(seed), observe=kept.observe)
+    ascend(loss, x, threat, steps=steps, start=seeded(seed), observe=kept.observe)
     return kept.submissions
 
 

@@ -47,6 +47,7 @@ _TOGETHER = (
     Step("hpm", "joint", MSA, {"loss": "ce"}),
     Step("hpm", "joint", MSA, {"loss": "dlr"}),
     Step("soft", "joint", MSA, {"loss": "ce"}),
+    Step("soft-0.5", "joint", MSA, {"loss": "ce"}),
     Step("l2", "apgd-t", MSA),
     Step("hpm", "joint-square", MSA),
 )

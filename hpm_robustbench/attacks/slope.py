@@ -9,6 +9,7 @@ import torch
 from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.attacks.base import View
 from hpm_robustbench.attacks.losses import margin
+from hpm_robustbench.attacks.whole_batches import Remembering
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
@@ -22,6 +23,8 @@ _UNITS = 16
 """Units in the last place of the largest logit by which it may change, too."""
 _SMALL = 0.01
 """Share of eps that is a small step: most networks are as good as linear within it."""
+_APART = 0.1
+"""Share of a gradient's length by which other mates may change it; rounding that flips a unit stays far below."""
 
 
 def slope_of(
@@ -66,6 +69,22 @@ def misled_by(slope: Images, view: View, x: Images, y: Labels, active: Mask, thr
     return ~(gained + slack >= promised / 2)
 
 
+def of_its_mates(slope: Images, view: View, x: Images, y: Labels, active: Mask) -> Mask:
+    """Rows whose gradient changes with the company they are asked in, though their answer must not.
+
+    Where rows are independent each is asked alone. Where they share a batch, the same one is asked in reverse, which
+    must turn its gradient round and change nothing else: a shared slope, so all rows or none.
+    """
+    order, again = torch.arange(len(x), device=x.device), torch.empty_like(x)
+    for rows in torch.split(order, 1) if view.row_independent else (order.flip(0),):
+        again[rows] = slope_of(view, x[rows], y[rows], margin, active[rows])
+    apart, length = (again - slope).flatten(1).norm(dim=1), slope.flatten(1).norm(dim=1)
+    if not view.row_independent:
+        apart, length = apart.norm().expand(len(x)), length.norm().expand(len(x))
+    changed: Mask = ~(apart <= _APART * length)
+    return changed
+
+
 def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel) -> Mask:
     """Active rows that an attack without gradients is spent on, judged on the clean images; ``where`` is one of WHERE.
 
@@ -76,8 +95,11 @@ def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat:
         raise UnknownName("where", where, WHERE)
     if where == EVERYWHERE:
         return active
+    view = Remembering(view)
     slope = slope_of(view, x, y, margin, active)
-    found = flat(slope) if where == FLAT else flat(slope) | misled_by(slope, view, x, y, active, threat)
+    found = flat(slope)
+    if where == MISLED:
+        found = found | misled_by(slope, view, x, y, active, threat) | of_its_mates(slope, view, x, y, active)
     return active & found
 
 

@@ -25,7 +25,7 @@ from hpm_robustbench.attacks.ball import Ball, per_image
 from hpm_robustbench.attacks.base import Submissions, View, packed, seeded
 from hpm_robustbench.attacks.losses import ranked_others
 from hpm_robustbench.attacks.slope import EVERYWHERE, flat, rows_for
-from hpm_robustbench.attacks.whole_batches import Cover, Remembering, batchwise
+from hpm_robustbench.attacks.whole_batches import Cover, batchwise
 from hpm_robustbench.shapes import Images, Labels, Mask
 from hpm_robustbench.threat import Norm, ThreatModel
 
@@ -156,7 +156,7 @@ def _smoothed(
 ) -> Images:
     """Rows that still stand; ``where`` says which of them (``rows_for``)."""
     answer = x.clone()
-    standing = rows_for(where, Remembering(view), x, y, torch.ones_like(y, dtype=torch.bool), threat)
+    standing = rows_for(where, view, x, y, torch.ones_like(y, dtype=torch.bool), threat)
 
     def fallen(point: Images) -> Mask:
         wrong = view.target_logits(point).argmax(dim=1) != y
@@ -199,7 +199,7 @@ def _joint_smoothed(
         kept.observe(point, torch.zeros(len(point)))
         return kept.wrong
 
-    standing = rows_for(where, Remembering(view), x, y, active, threat)
+    standing = rows_for(where, view, x, y, active, threat)
     if standing.any():
         _climb(_Labels(view, x, len(x)), x, y, standing, threat, seed, fallen, _Budget(steps, samples, sigma, targets))
     return kept.submissions or (x,)

@@ -40,7 +40,7 @@ def _broken_in_batch(batch: Sample, threat: ThreatModel, steps: int) -> Mask:
         broken.logical_or_(wrong(margins))
         return bool(broken[batch.counted].all())
 
-    ascend(batch.margin, batch.x, threat, steps=steps, generator=seeded(batch.seed), observe=observe)
+    ascend(batch.margin, batch.x, threat, steps=steps, start=seeded(batch.seed), observe=observe)
     return broken
 
 

@@ -56,7 +56,7 @@ def test_random_points_fill_the_cube_and_the_sphere():
 def test_finds_the_closed_form_optimum(threat, worlds):
     world, x = worlds.LinearWorld.random(2, 25, seed=2), torch.rand(20, 1, 5, 5, generator=seeded(1))
     y = world.predict(x)
-    found = ascend(lambda z: margin(world(z), y), x, threat, steps=100, generator=seeded(0))
+    found = ascend(lambda z: margin(world(z), y), x, threat, steps=100, start=seeded(0))
     best = world.reachable_margin(x, y, threat)
     torch.testing.assert_close(found.loss.double(), best, atol=5e-3, rtol=0)
     torch.testing.assert_close(margin(world(found.x), y), found.loss, atol=1e-5, rtol=0)
@@ -68,8 +68,8 @@ def test_rows_have_step_sizes_of_their_own(threat, worlds):
     y = world.predict(x)
     scale = torch.tensor([1.0, 1e3])
     start = x.clone()
-    together = ascend(lambda z: scale * margin(world(z), y), x, threat, steps=40, generator=seeded(0), start=start)
-    alone = ascend(lambda z: margin(world(z), y[:1]), x[:1], threat, steps=40, generator=seeded(0), start=start[:1])
+    together = ascend(lambda z: scale * margin(world(z), y), x, threat, steps=40, start=start)
+    alone = ascend(lambda z: margin(world(z), y[:1]), x[:1], threat, steps=40, start=start[:1])
     torch.testing.assert_close(together.x[:1], alone.x, atol=1e-6, rtol=0)
 
 
@@ -83,7 +83,7 @@ def test_masked_rows_never_move(threat, worlds):
         x,
         threat,
         steps=10,
-        generator=seeded(0),
+        start=seeded(0),
         free=free,
         observe=lambda z, losses: seen.append(z) or False,
     )
@@ -106,18 +106,16 @@ def test_observer_sees_every_evaluated_iterate_and_may_end_the_search(steps, sto
         seen.append(z.clone())
         return len(seen) == stop_at
 
-    ascend(loss, x, threat, steps=steps, generator=seeded(0), observe=observe)
+    ascend(loss, x, threat, steps=steps, start=seeded(0), observe=observe)
     assert len(seen) == (stop_at or steps + 1)
     assert all(torch.equal(a, b) for a, b in zip(evaluated, seen, strict=True))
 
 
 def test_a_kink_without_gradient_does_not_spoil_the_row(threat):
     x = torch.full((2, 1, 3, 3), 0.5)
-    found = ascend(lambda z: (z - x).flatten(1).norm(dim=1), x, threat, steps=5, generator=seeded(0), start=x.clone())
+    found = ascend(lambda z: (z - x).flatten(1).norm(dim=1), x, threat, steps=5, start=x.clone())
     assert found.x.isfinite().all()
-    noisy = ascend(
-        lambda z: (z - x).square().flatten(1).sum(1).sqrt(), x, threat, steps=5, generator=seeded(0), start=x.clone()
-    )
+    noisy = ascend(lambda z: (z - x).square().flatten(1).sum(1).sqrt(), x, threat, steps=5, start=x.clone())
     assert noisy.x.isfinite().all()
 
 
@@ -132,7 +130,7 @@ def test_as_strong_as_the_reference_on_a_real_net(norm, eps, digits, digits_net)
     def cross_entropy(z):
         return torch.nn.functional.cross_entropy(digits_net(z), y, reduction="none")
 
-    ours = digits_net.predict(ascend(cross_entropy, x, threat, steps=100, generator=seeded(0)).x)
+    ours = digits_net.predict(ascend(cross_entropy, x, threat, steps=100, start=seeded(0)).x)
     theirs_standing, ours_standing = (reference == y)[active].sum(), (ours == y)[active].sum()
     assert 0.2 * active.sum() < theirs_standing < 0.8 * active.sum()
     assert abs(int(ours_standing) - int(theirs_standing)) <= 3

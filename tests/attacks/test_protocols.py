@@ -22,7 +22,7 @@ SEARCHES = {
     "smoothed": smoothed._smoothed,
     "joint-smoothed": smoothed._joint_smoothed,
 }
-COUPLED_UNDER_JOINT = {"hpm", "soft"}
+COUPLED_UNDER_JOINT = {"hpm", "soft", "soft-0.5"}
 
 
 @pytest.mark.parametrize("target", ["base", "hpm"])
@@ -71,6 +71,7 @@ def test_msa_on_joint_batches():
         "joint@hpm.loss-ce",
         "joint@hpm.loss-dlr",
         "joint@soft.loss-ce",
+        "joint@soft-0.5.loss-ce",
         "apgd-t@l2",
         "joint-square@hpm",
         "apgd-ce@base",

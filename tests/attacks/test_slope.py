@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpm_robustbench.attacks.losses import margin
-from hpm_robustbench.attacks.slope import flat, misled_by, rounding, slope_of
+from hpm_robustbench.attacks.slope import flat, misled_by, of_its_mates, rounding, rows_for, slope_of
 from hpm_robustbench.threat import ThreatModel
 
 LINF = ThreatModel.parse("Linf", "0.1")
@@ -63,6 +63,60 @@ def test_rows_that_move_each_other_are_judged_together_by_those_that_still_stand
     only_the_astray = SIGNS < 0
     assert misled(world(worlds, SIGNS, shared=0.5), active=only_the_astray) == [True] * 4
     assert misled(world(worlds, SIGNS, shared=0.5), active=~only_the_astray) == [False] * 4
+
+
+def hidden(worlds, hide, row_independent=True):
+    """A linear classifier of three classes whose gradients may go elsewhere, while its answers stay."""
+    linear = worlds.LinearWorld.random(3, 9, seed=1)
+
+    class Hidden(worlds.World):
+        def forward(self, x):
+            logits = linear(x)
+            return logits.detach() + hide(logits - logits.detach())
+
+    Hidden.row_independent = row_independent
+    return Hidden()
+
+
+def to_the_next(logits):
+    return logits.roll(1, dims=0)
+
+
+def of_each_class(n):
+    return torch.rand(n, 1, 3, 3, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 3
+
+
+def led_by_mates(view, x, y):
+    every = torch.ones_like(y, dtype=torch.bool)
+    return of_its_mates(slope_of(view, x, y, margin, every), view, x, y, every)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_a_gradient_that_belongs_to_a_mate_is_another_alone(n, worlds):
+    assert led_by_mates(hidden(worlds, to_the_next), *of_each_class(n)).all()
+
+
+def test_a_gradient_that_keeps_its_promise_by_accident_is_found_out_too(worlds):
+    """Where to go from one class may be where to go from another, more or less."""
+    view, (x, y) = hidden(worlds, to_the_next), of_each_class(30)
+    every = torch.ones_like(y, dtype=torch.bool)
+    by_promise = misled_by(slope_of(view, x, y, margin, every), view, x, y, every, LINF)
+    assert not by_promise.all()
+    assert rows_for("misled", view, x, y, every, LINF).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("row_independent", [True, False])
+def test_a_gradient_of_its_own_stays_in_any_company(row_independent, n, worlds):
+    assert not led_by_mates(hidden(worlds, lambda logits: logits, row_independent), *of_each_class(n)).any()
+
+
+def test_a_shared_gradient_may_belong_to_all_of_a_batch_but_not_to_a_place_in_it(worlds):
+    x, y = of_each_class(4)
+    everyones = hidden(worlds, lambda logits: logits + logits.mean(dim=0), row_independent=False)
+    assert not led_by_mates(everyones, x, y).any()
+    first = torch.tensor([2.0, 1.0, 0.0, 0.0]).unsqueeze(1)
+    assert led_by_mates(hidden(worlds, lambda logits: first * logits, row_independent=False), x, y).all()
 
 
 def test_what_is_no_number_leads_nowhere(worlds):

@@ -80,7 +80,7 @@ def test_rounded_pixels_do_not_hide_the_way(worlds):
     assert broken.sum() >= 0.9 * best.sum()
 
 
-@pytest.mark.parametrize(("where", "passes"), [("flat", 1), ("misled", 2)])
+@pytest.mark.parametrize(("where", "passes"), [("flat", 1), ("misled", 8)])
 def test_where_there_is_a_gradient_nothing_is_spent(where, passes, threat, worlds):
     world = worlds.Wrapped(worlds.LinearWorld.random(3, 25, seed=1))
     x = images(6)
@@ -173,7 +173,7 @@ def test_a_whole_batch_whose_gradients_are_no_use_is_found_as_if_they_were(bend,
     assert (world.predict(blind) != y).sum() < most
 
 
-@pytest.mark.parametrize(("where", "passes"), [("flat", 1), ("misled", 2)])
+@pytest.mark.parametrize(("where", "passes"), [("flat", 1), ("misled", 3)])
 def test_a_whole_batch_with_gradients_is_spared(where, passes, worlds):
     x = images(6)
     _, world = coupled(worlds)
