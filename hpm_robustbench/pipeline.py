@@ -32,6 +32,7 @@ from hpm_robustbench.ledger.card_from_records import build_card
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.matrix import MATRIX, members
 from hpm_robustbench.ledger.model_card import Tuned, check_replaceable, place, write_card
 from hpm_robustbench.ledger.plan import (
     QUICK,
@@ -67,9 +68,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Screen:
-    """What a short protocol left standing: upper bounds, for looking around, and never on a board."""
+    """What a screen left standing: upper bounds, for looking around, and never on a board.
+
+    ``in_turn`` are the trials whose steps a matrix has tried one by one, as far as they are finished.
+    """
 
     records: tuple[RunRecord, ...]
+    in_turn: tuple[RunRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ class Case:
 
     ``corrupted`` are the test images under corruptions, on a track of that kind; ``course`` tells of the
     fine-tuning, where there was one. ``controls`` are cases of their own, which go to trial with it and are loaded
-    when their turn comes: five classifiers need not fit into memory.
+    when their turn comes: five classifiers need not fit into memory. ``in_turn`` are the trials whose steps a matrix
+    tries one by one.
     """
 
     spec: ModelSpec
@@ -92,12 +98,19 @@ class Case:
     is_screen: bool
     course: FineTuning | None = None
     controls: Mapping[Control, Callable[[], Case]] = field(default_factory=dict)
+    in_turn: Sequence[BasePlan] = ()
+
+    def all_cases(self) -> Iterator[Case]:
+        """This one first, then its controls, each loaded anew."""
+        yield self
+        for make in self.controls.values():
+            yield make()
 
     def all_trials(self) -> Iterator[tuple[BasePlan, Subject]]:
         """Its own trials first, then those of its controls that are not among them; the base model's is."""
         met: set[str] = set()
-        for make in (lambda: self, *self.controls.values()):
-            for plan, subject in make().trials:
+        for case in self.all_cases():
+            for plan, subject in case.trials:
                 if plan.run_key not in met:
                     met.add(plan.run_key)
                     yield plan, subject
@@ -186,17 +199,19 @@ def _case(spec: ModelSpec, start: Start, options: RunOptions) -> Case:
     if options.tuning is not None:
         finetuned = _finetuned(spec, start, options, options.tuning)
         start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
+    trials, is_matrix = _trials(spec, start, options), options.screen == MATRIX
     return Case(
         spec=_tried(spec, options.tuning),
         test=start.test,
         corrupted=start.corrupted,
-        trials=_trials(spec, start, options),
+        trials=_one_by_one(trials) if is_matrix else trials,
         weights_sha256=start.weights_sha256,
         wrapped=start.wrapped,
         output=options.output,
         keep_images=options.keep_images,
         is_screen=bool(options.screen),
         course=course,
+        in_turn=[plan for plan, _ in trials] if is_matrix else (),
     )
 
 
@@ -207,11 +222,19 @@ def _tried(spec: ModelSpec, tuning: Tuning | None) -> ModelSpec:
 
 def _trials(spec: ModelSpec, start: Start, options: RunOptions) -> Sequence[tuple[BasePlan, Subject]]:
     """Those of the base model and of HPM; C1's own FC head takes the base model's place."""
+    if options.screen == MATRIX:
+        options = replace(options, screen=None)  # whose steps it tries
     tried = _tried(spec, options.tuning)
     if options.tuning is not None and options.tuning.control is Control.FC:
         spec = tried
         options = replace(options, batchings=())  # C1 is an FC head, whose rows never meet: batches tell nothing
     return plan_trials({"base": spec, "hpm": tried}, start, options)
+
+
+def _one_by_one(trials: Sequence[tuple[BasePlan, Subject]]) -> list[tuple[BasePlan, Subject]]:
+    """Those of HPM, step by step."""
+    defended = [(plan, subject) for plan, subject in trials if isinstance(plan, Plan) and plan.target == "hpm"]
+    return [(member, subject) for plan, subject in defended for member in members(plan)]
 
 
 def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Start:
@@ -361,7 +384,7 @@ def conclude(case: Case) -> Outcome | Screen:
         trials = case.all_trials() if case.is_screen else case.trials
         records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
         if case.is_screen:
-            return Screen(records)
+            return Screen(records, _finished(case))
         beside = {control.value: conclude(make()).records for control, make in case.controls.items()}
     tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
     name = case.spec.preprocessing
@@ -376,6 +399,13 @@ def conclude(case: Case) -> Outcome | Screen:
         **tuned,
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
+
+
+def _finished(case: Case) -> tuple[RunRecord, ...]:
+    """The trials whose steps a matrix tries one by one, as far as every shard is written down."""
+    plans = [plan for each in case.all_cases() for plan in each.in_turn]
+    records = (Journal(case.output / "runs", plan).record() for plan in plans)
+    return tuple(record for record in records if record is not None)
 
 
 def _record(journal: Journal) -> RunRecord:

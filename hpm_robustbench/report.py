@@ -192,8 +192,12 @@ def _judged(bench: HpmBench, verdict: Verdict) -> str:
     return "" if evaluation is None else _target(evaluation).removeprefix("hpm ")
 
 
-def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """What stood after a screen, one row per trial."""
+def screen_rows(records: Sequence[RunRecord], in_turn: Sequence[RunRecord] = ()) -> list[dict[str, Any]]:
+    """What stood after a screen, one row per trial; of a matrix, what each step broke, beside whole trials."""
+    from hpm_robustbench.ledger.matrix import matrix_rows
+
+    if _is_matrix(records):
+        return matrix_rows(records, in_turn)
     return [
         {
             "protocol": record.plan.protocol,
@@ -211,10 +215,21 @@ def screen_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     ]
 
 
-def render_screen(records: Sequence[RunRecord]) -> str:
+def render_screen(records: Sequence[RunRecord], in_turn: Sequence[RunRecord] = ()) -> str:
     """The same as a table that says what it is not."""
-    rows = [{key.replace("_", " "): value for key, value in row.items()} for row in screen_rows(records)]
-    return f"{render_rows(rows, empty='')}\n\nA screen, not a result: few attacks, upper bounds in percent, no card."
+    rows = [{key.replace("_", " "): value for key, value in row.items()} for row in screen_rows(records, in_turn)]
+    told = (
+        "each attack by itself, in counts of images"
+        if _is_matrix(records)
+        else "few attacks, upper bounds in percent, no card"
+    )
+    return f"{render_rows(rows, empty='')}\n\nA screen, not a result: {told}."
+
+
+def _is_matrix(records: Sequence[RunRecord]) -> bool:
+    from hpm_robustbench.ledger.matrix import MATRIX
+
+    return any(record.plan.protocol == MATRIX for record in records)
 
 
 def _multiple(cost: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.ledger.matrix import MATRIX
 from hpm_robustbench.ledger.plan import QUICK
 from hpm_robustbench.threat import Batching, Composition
 from hpm_robustbench.training.compute import Compute
@@ -15,7 +16,7 @@ from hpm_robustbench.training.recipe import Tuning
 from hpm_robustbench.weights import STRICT, Trust
 
 COUPLING = "coupling"
-SCREENS = (QUICK, COUPLING)
+SCREENS = (QUICK, COUPLING, MATRIX)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class RunOptions:
         model_dir: where downloaded checkpoints lie; RobustBench's own folder will do.
         trust: what is believed of checkpoints from elsewhere.
         output: holds ``runs/``, ``prototypes/``, ``finetuned/`` and ``model_cards/``.
-        screen: ``quick`` for a few attacks, ``coupling`` for what batch mates can do to each other under JOINT, or
-            nothing for a trial that ends with a card.
+        screen: ``quick`` for a few attacks, ``coupling`` for what batch mates can do to each other under JOINT,
+            ``matrix`` for what each step of MSA does by itself, or nothing for a trial that ends with a card.
         keep_images: keep the adversarial images beside the results, to be verified later.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
     """

@@ -61,6 +61,22 @@ def test_what_batch_mates_can_do_to_each_other(tmp_path) -> None:
     assert standing["all mates, not the image"] <= standing["one mate, not the image"] <= clean
 
 
+def test_what_each_attack_breaks_by_itself(place, hpm_bench, tmp_path) -> None:
+    """Each step of the trial meets what is right without any attack; what the trial breaks lies beside it."""
+    asked = ["-q", *place.run("--n-ex", "4", "--batch-size", "4", "--joint-size", "4", "--output", tmp_path)]
+    card = json.loads(hpm_bench(*asked, "--format", "json").out)
+    rows = json.loads(hpm_bench(*asked, "--screen", "matrix", "--format", "json").out)
+    assert "each attack by itself" in hpm_bench(*asked, "--screen", "matrix").out
+    for evaluation in card["hpm_bench"]["evaluations"][1:]:
+        own = [row for row in rows if row["batching"] == evaluation["batching"]]
+        *steps, _ = evaluation["steps"]  # the last shows what the base model lent, and is no attack
+        assert [row["step"] for row in own] == [step["name"] for step in steps]
+        assert all(row["only"] <= row["broken"] <= row["right"] for row in own)
+        assert all(row["beyond"] is not None for row in own)
+        assert [row["fooled"] is None for row in own] == [step["view"] == "hpm" for step in steps]
+        assert own[0]["broken"] == steps[0]["broken"], "the first of the trial met every image, too"
+
+
 def test_batches_are_composed_for_joint_alone(tmp_path) -> None:
     """The other trials are those of any other command, and are not done again."""
     arguments = ["-q", "run", "--screen", "quick", "--n-ex", "24", "--joint-size", "8", "--workers", "1"]

@@ -1,0 +1,73 @@
+"""The matrix surrogate x attack: what each step of a trial breaks by itself, and what no other step breaks.
+
+In a trial a step meets what all before it have left standing, or MSA would cost many times as much. Here each has a run
+of its own in which it meets every image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpm_robustbench.ledger.plan import QUICK, BasePlan, Plan
+from hpm_robustbench.ledger.record import RunRecord
+from hpm_robustbench.ledger.transfers import with_lent
+
+MATRIX = "matrix"
+"""Name of the screen and of its runs' protocol."""
+
+
+def members(plan: Plan) -> list[Plan]:
+    """A run for each step of a trial, by itself; a screen, which never becomes a card."""
+    return [replace(plan, protocol=MATRIX, steps=(replace(step, group=QUICK),), lender="") for step in plan.steps]
+
+
+def matrix_rows(alone: Sequence[RunRecord], in_turn: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row for each run of a member, in counts of images that are right without any attack.
+
+    ``fooled`` had the surrogate wrong (None where that is the target), ``broken`` the target; ``only`` were broken by
+    no other member; ``beyond`` stood in the end of the whole trial (None if that is not finished).
+
+    Args:
+        alone: finished runs of members.
+        in_turn: the finished runs of whole trials, as far as there are any.
+    """
+    broken = {record.run_key: _broken(record) for record in alone}
+    stood = {_trial(record.plan): _standing(record) for record in in_turn}
+    rows = []
+    for record in alone:
+        trial, found = _trial(record.plan), broken[record.run_key]
+        others = (broken[r.run_key] for r in alone if r is not record and _trial(r.plan) == trial)
+        rows.append(
+            {
+                "model": record.plan.model,
+                "batching": record.plan.batching.value,
+                "step": record.plan.steps[0].name,
+                "right": sum(record.clean_correct),
+                "fooled": _fooled(record),
+                "broken": len(found),
+                "only": len(found.difference(*others)),
+                "beyond": len(found & stood[trial]) if trial in stood else None,
+                "passes_per_image": round(sum(step.forward + step.backward for step in record.steps) / record.n),
+            }
+        )
+    return rows
+
+
+def _trial(plan: BasePlan) -> tuple[object, ...]:
+    """What the members of one trial have in common."""
+    return plan.model, *plan.trial
+
+
+def _standing(record: RunRecord) -> set[int]:
+    return {row for row, stands in enumerate(with_lent(record).standing()) if stands}
+
+
+def _broken(record: RunRecord) -> set[int]:
+    return {row for row, right in enumerate(record.clean_correct) if right} - _standing(record)
+
+
+def _fooled(record: RunRecord) -> int | None:
+    fooled = record.steps[-1].fooled
+    return sum(bool(f) and right for f, right in zip(fooled, record.clean_correct, strict=True)) if fooled else None
