@@ -119,7 +119,7 @@ def main() -> None:
     case = prepare(find_spec(DIGITS_MODEL), options)
     attack(case)
     examine(case)
-    report(case, tuning is not None)
+    report(case, tuning is not None and tuning.moves_fc)
 
 
 if __name__ == "__main__":

@@ -348,8 +348,7 @@ def attack(case: Case, share: Share = WHOLE) -> None:
 def _borrows(case: Case, plan: BasePlan) -> bool:
     """Whether a trial of HPM still waits for what the base model's leaves behind."""
     journal = Journal(case.output / "runs", plan)
-    put_together = not plan.aggregated or journal.read_aggregates() is not None
-    return bool(plan.lender) and not (put_together and journal.read_lent() is not None)
+    return bool(plan.lender) and (journal.awaits_aggregates or journal.read_lent() is None)
 
 
 def examine(case: Case) -> None:

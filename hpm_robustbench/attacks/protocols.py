@@ -7,7 +7,7 @@ from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK, STAN
 from hpm_robustbench.threat import Batching
 
 _MISLED = "misled"
-"""Where attacks that are dear go: to images at which the margin has no gradient, or one that leads nowhere."""
+"""Where attacks that are dear go: to images whose margin has no gradient, or one that leads nowhere or is a mate's."""
 
 
 def standard(target: str) -> tuple[Step, ...]:

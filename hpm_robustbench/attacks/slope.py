@@ -24,7 +24,7 @@ _UNITS = 16
 _SMALL = 0.01
 """Share of eps that is a small step: most networks are as good as linear within it."""
 _APART = 0.1
-"""Share of a gradient's length by which other mates may change it; rounding that flips a unit stays far below."""
+"""Share of a gradient's length by which other mates may change it: more than rounding does. An alarm costs passes."""
 
 
 def slope_of(
@@ -69,20 +69,28 @@ def misled_by(slope: Images, view: View, x: Images, y: Labels, active: Mask, thr
     return ~(gained + slack >= promised / 2)
 
 
-def of_its_mates(slope: Images, view: View, x: Images, y: Labels, active: Mask) -> Mask:
-    """Rows whose gradient changes with the company they are asked in, though their answer must not.
+def borrowed(slope: Images, view: View, x: Images, y: Labels, active: Mask) -> Mask:
+    """Rows whose gradient changes with the company or the order in which they are asked, though their answer must not.
 
-    Where rows are independent each is asked alone. Where they share a batch, the same one is asked in reverse, which
-    must turn its gradient round and change nothing else: a shared slope, so all rows or none.
+    Where rows are independent each is asked alone. Where they share a batch, that comes in two other orders, backwards
+    and moved on by one, with which its gradient has to go: a shared slope, so all rows or none. Either order is blind
+    to gradients that go by places in its own way.
     """
-    order, again = torch.arange(len(x), device=x.device), torch.empty_like(x)
-    for rows in torch.split(order, 1) if view.row_independent else (order.flip(0),):
-        again[rows] = slope_of(view, x[rows], y[rows], margin, active[rows])
-    apart, length = (again - slope).flatten(1).norm(dim=1), slope.flatten(1).norm(dim=1)
-    if not view.row_independent:
-        apart, length = apart.norm().expand(len(x)), length.norm().expand(len(x))
-    changed: Mask = ~(apart <= _APART * length)
+    order, changed = torch.arange(len(x), device=x.device), torch.zeros_like(active)
+    ways = (torch.split(order, 1),) if view.row_independent else ((order.flip(0),), (order.roll(1),))
+    for companies in ways:
+        again = torch.empty_like(x)
+        for rows in companies:
+            again[rows] = slope_of(view, x[rows], y[rows], margin, active[rows])
+        changed |= _apart(again, slope, each=view.row_independent)
     return changed
+
+
+def _apart(one: Images, other: Images, *, each: bool) -> Mask:
+    """Whether two gradients differ beyond rounding; each row's own, or that of all rows together."""
+    apart, length = (one - other).flatten(1).norm(dim=1), other.flatten(1).norm(dim=1)
+    same: Mask = apart <= _APART * length if each else (apart.norm() <= _APART * length.norm()).expand(len(one))
+    return ~same
 
 
 def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel) -> Mask:
@@ -99,7 +107,9 @@ def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat:
     slope = slope_of(view, x, y, margin, active)
     found = flat(slope)
     if where == MISLED:
-        found = found | misled_by(slope, view, x, y, active, threat) | of_its_mates(slope, view, x, y, active)
+        found = found | misled_by(slope, view, x, y, active, threat)
+        if (active & ~found).any():
+            found = found | borrowed(slope, view, x, y, active)
     return active & found
 
 

@@ -117,8 +117,7 @@ class _Shard:
     def _wanted_images(self, journal: Journal, *, keep_images: bool, lends: bool) -> list[tuple[Place, bool]]:
         """Where the images go by which a step breaks rows, and whether with them the batches that they were part of."""
         asked_for: list[tuple[Place, bool]] = [(kept_path, self.plan.coupled)] if keep_images else []
-        put_together = self.plan.aggregated and journal.read_aggregates() is None
-        return asked_for + ([(broken_path, False)] if put_together or lends else [])
+        return asked_for + ([(broken_path, False)] if journal.awaits_aggregates or lends else [])
 
     def _breaks(self, result: StepResult) -> bool:
         """Whether a row that stood until now is broken."""

@@ -98,6 +98,11 @@ class Journal:
         """What the images do in other submissions, or None if it is not there or not whole."""
         return _read_block(self.folder / "aggregates.json", Aggregates)
 
+    @property
+    def awaits_aggregates(self) -> bool:
+        """Whether what broke whole batches is still to be put together, so that its images have to be there."""
+        return self.plan.aggregated and self.read_aggregates() is None
+
     def progress(self) -> tuple[int, int]:
         """Step files written, and step files a finished run has."""
         done = sum(1 for _ in (self.folder / "shards").glob("*/[0-9]*.json"))

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from validation.independent import misclassified
-from validation.planted import DISGUISES, EPS, PLAIN, Digits, Nearest, digits, means, plant
+from validation.planted import DISGUISES, EPS, PLAIN, Digits, Nearest, Planted, digits, means, plant
 from validation.smoothed import smoothed
 from validation.trial import Tried, attempt, wrapped
 
@@ -69,19 +70,25 @@ def test_autoattack_is_doubted_wherever_it_is_wrong_and_nowhere_without_a_fault(
 def test_whole_batches_end_at_the_truth_where_it_is_known(name: str, scans: Digits) -> None:
     """At beta 0 no image sees its mates, so under JOINT stands what stands alone."""
     planted = plant(name, scans)
-    tried = attempt(replace(planted, knobs={**planted.knobs, "beta": 0.0}), scans, (Batching.JOINT,))
-    joint = np.array(tried.record("hpm", Batching.JOINT).standing())
+    joint = whole_batches(planted, scans)
     assert joint[planted.hpm_standing].all(), "nothing is broken that cannot be"
     assert (joint & ~planted.hpm_standing).mean() <= POINT
 
 
+def whole_batches(planted: Planted, world: Digits) -> NDArray[np.bool_]:
+    """What stands under JOINT at beta 0."""
+    tried = attempt(replace(planted, knobs={**planted.knobs, "beta": 0.0}), world, (Batching.JOINT,))
+    return np.array(tried.record("hpm", Batching.JOINT).standing())
+
+
 @pytest.mark.validate
-@pytest.mark.parametrize("name", ["wall", "shattering", "randomised"])
+@pytest.mark.parametrize("name", ["wall", "shattering", "randomised", "mates"])
 def test_ten_classes_do_not_hide_the_way(name: str) -> None:
     """Where wrong classes pull in several directions, the labels of one at a time tell the way to it."""
     world = digits(60)
     planted = plant(name, world)
     assert (attempt(planted, world).msa == planted.hpm_standing).all()
+    assert (whole_batches(plant(name, world), world) == planted.hpm_standing).all()
 
 
 @pytest.mark.parametrize("name", AUTOATTACK_FOOLED)
