@@ -94,7 +94,7 @@ def cli(quiet: bool) -> None:
     "--screen",
     type=click.Choice(["quick", "coupling", "matrix"]),
     help="A short look that ends with a table, not with a card: few attacks, what batch mates can do to each other, or "
-    "what each attack breaks by itself.",
+    "what each attack breaks by itself (longer than the trial).",
 )
 @click.option("--keep-images", is_flag=True, help="Keep the adversarial images, so that --verify can judge them again.")
 @click.option("--verify", is_flag=True, help="Attack nothing: judge the kept images of the same command again.")
@@ -145,8 +145,7 @@ def run(  # the options of one command
     if outcome is None:
         return
     if isinstance(outcome, Screen):
-        told = outcome.records, outcome.in_turn
-        click.echo(_json(screen_rows(*told)) if form == "json" else render_screen(*told))
+        click.echo(_json(screen_rows(outcome)) if form == "json" else render_screen(outcome))
     elif form == "json":
         click.echo(_json(outcome.card.to_json()))
     else:

@@ -68,13 +68,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Screen:
-    """What a screen left standing: upper bounds, for looking around, and never on a board.
+    """What a screen found, for looking around: no card, and never on a board.
 
     ``in_turn`` are the trials whose steps a matrix has tried one by one, as far as they are finished.
     """
 
     records: tuple[RunRecord, ...]
     in_turn: tuple[RunRecord, ...] = ()
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it tells what each step did by itself, instead of what stood under all."""
+        return any(record.plan.protocol == MATRIX for record in self.records)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Case:
     is_screen: bool
     course: FineTuning | None = None
     controls: Mapping[Control, Callable[[], Case]] = field(default_factory=dict)
-    in_turn: Sequence[BasePlan] = ()
+    in_turn: Sequence[Plan] = ()
 
     def all_cases(self) -> Iterator[Case]:
         """This one first, then its controls, each loaded anew."""
@@ -149,7 +154,7 @@ def evaluate(
 def screen(
     spec: ModelSpec, options: RunOptions, *, model: nn.Module | None = None, source: DataSource | None = None
 ) -> Screen:
-    """Like ``evaluate``, but with the few attacks of a screen (``quick`` by default), and without a card."""
+    """Like ``evaluate``, but with the attacks of a screen (``quick`` by default), and without a card."""
     case = prepare(spec, replace(options, screen=options.screen or QUICK), model=model, source=source)
     attack(case)
     outcome = conclude(case)
@@ -199,19 +204,23 @@ def _case(spec: ModelSpec, start: Start, options: RunOptions) -> Case:
     if options.tuning is not None:
         finetuned = _finetuned(spec, start, options, options.tuning)
         start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
-    trials, is_matrix = _trials(spec, start, options), options.screen == MATRIX
+    trials, in_turn = _trials(spec, start, options), []
+    if options.screen == MATRIX:
+        whole = [(plan, subject) for plan, subject in trials if isinstance(plan, Plan) and plan.target == "hpm"]
+        trials = [(member, subject) for plan, subject in whole for member in members(plan)]
+        in_turn = [plan for plan, _ in whole]
     return Case(
         spec=_tried(spec, options.tuning),
         test=start.test,
         corrupted=start.corrupted,
-        trials=_one_by_one(trials) if is_matrix else trials,
+        trials=trials,
         weights_sha256=start.weights_sha256,
         wrapped=start.wrapped,
         output=options.output,
         keep_images=options.keep_images,
         is_screen=bool(options.screen),
         course=course,
-        in_turn=[plan for plan, _ in trials] if is_matrix else (),
+        in_turn=in_turn,
     )
 
 
@@ -229,12 +238,6 @@ def _trials(spec: ModelSpec, start: Start, options: RunOptions) -> Sequence[tupl
         spec = tried
         options = replace(options, batchings=())  # C1 is an FC head, whose rows never meet: batches tell nothing
     return plan_trials({"base": spec, "hpm": tried}, start, options)
-
-
-def _one_by_one(trials: Sequence[tuple[BasePlan, Subject]]) -> list[tuple[BasePlan, Subject]]:
-    """Those of HPM, step by step."""
-    defended = [(plan, subject) for plan, subject in trials if isinstance(plan, Plan) and plan.target == "hpm"]
-    return [(member, subject) for plan, subject in defended for member in members(plan)]
 
 
 def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None, source: DataSource | None) -> Start:
@@ -380,10 +383,9 @@ def conclude(case: Case) -> Outcome | Screen:
     The controls' cards come first, so that none is missing that the case's own card tells of.
     """
     with full_precision_kernels():
-        trials = case.all_trials() if case.is_screen else case.trials
-        records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in trials)
         if case.is_screen:
-            return Screen(records, _finished(case))
+            return _screened(case)
+        records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
         beside = {control.value: conclude(make()).records for control, make in case.controls.items()}
     tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
     name = case.spec.preprocessing
@@ -400,11 +402,15 @@ def conclude(case: Case) -> Outcome | Screen:
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
 
 
-def _finished(case: Case) -> tuple[RunRecord, ...]:
-    """The trials whose steps a matrix tries one by one, as far as every shard is written down."""
-    plans = [plan for each in case.all_cases() for plan in each.in_turn]
-    records = (Journal(case.output / "runs", plan).record() for plan in plans)
-    return tuple(record for record in records if record is not None)
+def _screened(case: Case) -> Screen:
+    """Of a case and its controls, each loaded once."""
+    records: dict[str, RunRecord] = {}
+    in_turn: list[RunRecord | None] = []
+    for each in case.all_cases():
+        records |= {plan.run_key: _record(Journal(case.output / "runs", plan)) for plan, _ in each.trials}
+        in_turn += [Journal(case.output / "runs", plan).record() for plan in each.in_turn]
+    finished = (record for record in in_turn if record is not None and (record.lent or not record.plan.lender))
+    return Screen(tuple(records.values()), tuple(finished))
 
 
 def _record(journal: Journal) -> RunRecord:

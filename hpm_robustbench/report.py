@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
     from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
     from hpm_robustbench.ledger.card_schema import ModelCard
-    from hpm_robustbench.ledger.record import RunRecord
+    from hpm_robustbench.pipeline import Screen
 
 _PACKAGES = ("torch", "torchvision", "robustbench", "pyautoattack", "timm", "numpy", "scipy", "pandas", "pydantic")
 
@@ -192,12 +192,12 @@ def _judged(bench: HpmBench, verdict: Verdict) -> str:
     return "" if evaluation is None else _target(evaluation).removeprefix("hpm ")
 
 
-def screen_rows(records: Sequence[RunRecord], in_turn: Sequence[RunRecord] = ()) -> list[dict[str, Any]]:
-    """What stood after a screen, one row per trial; of a matrix, what each step broke, beside whole trials."""
+def screen_rows(screen: Screen) -> list[dict[str, Any]]:
+    """What stood after a screen, one row per trial; of a matrix, one for each step of a trial."""
     from hpm_robustbench.ledger.matrix import matrix_rows
 
-    if _is_matrix(records):
-        return matrix_rows(records, in_turn)
+    if screen.is_matrix:
+        return matrix_rows(screen.records, screen.in_turn)
     return [
         {
             "protocol": record.plan.protocol,
@@ -211,25 +211,21 @@ def screen_rows(records: Sequence[RunRecord], in_turn: Sequence[RunRecord] = ())
             "at_most": round(100 * sum(record.standing()) / record.n, 2),
             "passes_per_image": round(sum(step.forward + step.backward for step in record.steps) / record.n),
         }
-        for record in records
+        for record in screen.records
     ]
 
 
-def render_screen(records: Sequence[RunRecord], in_turn: Sequence[RunRecord] = ()) -> str:
+_FEW = "A screen, not a result: few attacks, upper bounds in percent, no card."
+_BY_ITSELF = """\
+A screen, not a result: counts of images, each attack by itself on all that are right without any. fooled: the attacked
+surrogate was wrong; broken: the target was; only: by no other attack; beyond: broken, though it stood in the end of
+the whole trial, if that is finished (the same command without --screen)."""
+
+
+def render_screen(screen: Screen) -> str:
     """The same as a table that says what it is not."""
-    rows = [{key.replace("_", " "): value for key, value in row.items()} for row in screen_rows(records, in_turn)]
-    told = (
-        "each attack by itself, in counts of images"
-        if _is_matrix(records)
-        else "few attacks, upper bounds in percent, no card"
-    )
-    return f"{render_rows(rows, empty='')}\n\nA screen, not a result: {told}."
-
-
-def _is_matrix(records: Sequence[RunRecord]) -> bool:
-    from hpm_robustbench.ledger.matrix import MATRIX
-
-    return any(record.plan.protocol == MATRIX for record in records)
+    rows = [{key.replace("_", " "): value for key, value in row.items()} for row in screen_rows(screen)]
+    return f"{render_rows(rows, empty='')}\n\n{_BY_ITSELF if screen.is_matrix else _FEW}"
 
 
 def _multiple(cost: float | None) -> str:

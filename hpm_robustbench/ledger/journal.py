@@ -187,6 +187,7 @@ def overview(runs: Path) -> list[dict[str, Any]]:
                 "model": plan.model,
                 "target": plan.target,
                 "batching": plan.batching.value,
+                "protocol": plan.protocol if len(plan.steps) > 1 else f"{plan.protocol}: {plan.steps[0].name}",
                 "dataset": plan.examples.dataset,
                 "threat": str(plan.threat),
                 "n": plan.examples.n,

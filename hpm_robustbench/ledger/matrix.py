@@ -1,7 +1,7 @@
 """The matrix surrogate x attack: what each step of a trial breaks by itself, and what no other step breaks.
 
-In a trial a step meets what all before it have left standing, or MSA would cost many times as much. Here each has a run
-of its own in which it meets every image.
+In a trial a step meets only what all before it have left standing. Here each has a run of its own in which it meets
+every image, for up to two or three times the passes of the trial.
 """
 
 from __future__ import annotations

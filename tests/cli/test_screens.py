@@ -27,7 +27,7 @@ def test_a_screen_on_the_command_line(tmp_path) -> None:
     assert not (tmp_path / "model_cards").exists()
 
 
-@pytest.mark.parametrize("name", ["quick", "coupling"])
+@pytest.mark.parametrize("name", ["quick", "coupling", "matrix"])
 def test_a_screen_that_was_not_made_cannot_be_verified(name, tmp_path) -> None:
     arguments = ["-q", "run", "--screen", name, "--verify", "--n-ex", "8", "--workers", "1", "--output", str(tmp_path)]
     result = CliRunner().invoke(cli, arguments, obj=[])
@@ -67,6 +67,12 @@ def test_what_each_attack_breaks_by_itself(place, hpm_bench, tmp_path) -> None:
     card = json.loads(hpm_bench(*asked, "--format", "json").out)
     rows = json.loads(hpm_bench(*asked, "--screen", "matrix", "--format", "json").out)
     assert "each attack by itself" in hpm_bench(*asked, "--screen", "matrix").out
+    listed = hpm_bench("status", "--output", tmp_path).out
+    assert "matrix: in-turns@hpm " in listed
+    for lent in tmp_path.glob("runs/*/lent.json"):
+        lent.unlink()
+    without = json.loads(hpm_bench(*asked, "--screen", "matrix", "--format", "json").out)
+    assert {row["beyond"] for row in without} == {None}, "a trial is finished when HPM has met what the base model lent"
     for evaluation in card["hpm_bench"]["evaluations"][1:]:
         own = [row for row in rows if row["batching"] == evaluation["batching"]]
         *steps, _ = evaluation["steps"]  # the last shows what the base model lent, and is no attack
