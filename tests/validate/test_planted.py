@@ -88,7 +88,14 @@ def test_ten_classes_do_not_hide_the_way(name: str) -> None:
     world = digits(60)
     planted = plant(name, world)
     assert (attempt(planted, world).msa == planted.hpm_standing).all()
-    assert (whole_batches(plant(name, world), world) == planted.hpm_standing).all()
+
+
+@pytest.mark.validate
+@pytest.mark.parametrize("name", ["wall", "shattering", "mates"])
+def test_ten_classes_do_not_hide_the_way_of_whole_batches(name: str) -> None:
+    world = digits(60)
+    planted = plant(name, world)
+    assert (whole_batches(planted, world) == planted.hpm_standing).all()
 
 
 @pytest.mark.parametrize("name", AUTOATTACK_FOOLED)
