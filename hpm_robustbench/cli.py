@@ -93,7 +93,7 @@ def cli(quiet: bool) -> None:
 @click.option(
     "--screen",
     type=click.Choice(["quick", "coupling", "matrix"]),
-    help="A short look that ends with a table, not with a card: few attacks, what batch mates can do to each other, or "
+    help="A look that ends with a table, not with a card: few attacks, what batch mates can do to each other, or "
     "what each attack breaks by itself (longer than the trial).",
 )
 @click.option("--keep-images", is_flag=True, help="Keep the adversarial images, so that --verify can judge them again.")

@@ -25,6 +25,7 @@ from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
 from hpm_robustbench.ledger.card_block import Block
 from hpm_robustbench.ledger.diagnostics import Diagnostics
+from hpm_robustbench.ledger.matrix import MATRIX
 from hpm_robustbench.ledger.plan import BasePlan, canonical_json, digest, plan_from_json
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, merge_shards
 from hpm_robustbench.ledger.transfers import LENT
@@ -187,7 +188,7 @@ def overview(runs: Path) -> list[dict[str, Any]]:
                 "model": plan.model,
                 "target": plan.target,
                 "batching": plan.batching.value,
-                "protocol": plan.protocol if len(plan.steps) > 1 else f"{plan.protocol}: {plan.steps[0].name}",
+                "protocol": f"{MATRIX}: {plan.steps[0].name}" if plan.protocol == MATRIX else plan.protocol,
                 "dataset": plan.examples.dataset,
                 "threat": str(plan.threat),
                 "n": plan.examples.n,

@@ -1,7 +1,7 @@
 """The matrix surrogate x attack: what each step of a trial breaks by itself, and what no other step breaks.
 
 In a trial a step meets only what all before it have left standing. Here each has a run of its own in which it meets
-every image, for up to two or three times the passes of the trial.
+every image, for somewhat more passes than the trial's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MATRIX = "matrix"
 
 
 def members(plan: Plan) -> list[Plan]:
-    """A run for each step of a trial, by itself; a screen, which never becomes a card."""
+    """A run for each step of a trial, by itself; in the group of screens, of which nothing is put together."""
     return [replace(plan, protocol=MATRIX, steps=(replace(step, group=QUICK),), lender="") for step in plan.steps]
 
 
