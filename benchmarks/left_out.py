@@ -94,7 +94,7 @@ def report(case: Case, fine_tuned: bool) -> None:
     """A line for each step of each trial of HPM."""
     base = next(plan for plan, _ in case.trials if plan.target == "base")
     assert isinstance(base, Plan)
-    autoattack = sum(result.forward + result.backward for result in _record(case, base).steps)
+    autoattack = _record(case, base).passes
     for plan, subject in case.trials:
         if plan.target == "base":
             continue

@@ -209,7 +209,7 @@ def screen_rows(screen: Screen) -> list[dict[str, Any]]:
             "n": record.n,
             "clean": round(100 * sum(record.clean_correct) / record.n, 2),
             "at_most": round(100 * sum(record.standing()) / record.n, 2),
-            "passes_per_image": round(sum(step.forward + step.backward for step in record.steps) / record.n),
+            "passes_per_image": round(record.passes / record.n),
         }
         for record in screen.records
     ]

@@ -18,7 +18,7 @@ from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustben
 from hpm_robustbench.ledger.indicators import indicators
 from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.provenance import provenance_of
-from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult
+from hpm_robustbench.ledger.record import CLEAN, RunRecord
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
 from hpm_robustbench.ledger.transfers import TRANSFER, with_transfers
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
@@ -238,7 +238,7 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
         group=step.group,
         parameters=dict(step.parameters),
         attempted=met[RowVerdict.STANDING] + broken + invalid,
-        fooled=_fooled(result, before),
+        fooled=result.fooled_among(before),
         broken=broken,
         invalid=invalid,
         robust=Metric.of(record.standing(upto=step.name)),
@@ -252,13 +252,6 @@ def _step(record: RunRecord, step: Step) -> StepSummary:
 def _standing_before(record: RunRecord, step: Step) -> list[bool]:
     names = [CLEAN, *(each.name for each in record.plan.steps)]
     return record.standing(upto=names[names.index(step.name) - 1])
-
-
-def _fooled(result: StepResult, before: Sequence[bool]) -> int | None:
-    """How often the surrogate was wrong; None where nobody asked it."""
-    if not result.fooled:
-        return None
-    return sum(bool(fooled) and stood for fooled, stood in zip(result.fooled, before, strict=True))
 
 
 def _doubted(record: RunRecord) -> list[str]:

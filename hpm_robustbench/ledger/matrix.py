@@ -45,11 +45,11 @@ def matrix_rows(alone: Sequence[RunRecord], in_turn: Sequence[RunRecord]) -> lis
                 "batching": record.plan.batching.value,
                 "step": record.plan.steps[0].name,
                 "right": sum(record.clean_correct),
-                "fooled": _fooled(record),
+                "fooled": record.steps[-1].fooled_among(record.clean_correct),
                 "broken": len(found),
                 "only": len(found.difference(*others)),
                 "beyond": len(found & stood[trial]) if trial in stood else None,
-                "passes_per_image": round(sum(step.forward + step.backward for step in record.steps) / record.n),
+                "passes_per_image": round(record.passes / record.n),
             }
         )
     return rows
@@ -66,8 +66,3 @@ def _standing(record: RunRecord) -> set[int]:
 
 def _broken(record: RunRecord) -> set[int]:
     return {row for row, right in enumerate(record.clean_correct) if right} - _standing(record)
-
-
-def _fooled(record: RunRecord) -> int | None:
-    fooled = record.steps[-1].fooled
-    return sum(bool(f) and right for f, right in zip(fooled, record.clean_correct, strict=True)) if fooled else None

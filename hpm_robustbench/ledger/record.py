@@ -60,6 +60,12 @@ class StepResult:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**fields)
 
+    def fooled_among(self, rows: Sequence[bool]) -> int | None:
+        """How many of these rows had the surrogate wrong; None where nobody asked it, as it is the target."""
+        if not self.fooled:
+            return None
+        return sum(bool(fooled) and counts for fooled, counts in zip(self.fooled, rows, strict=True))
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -88,6 +94,11 @@ class RunRecord:
     def n(self) -> int:
         """Number of rows."""
         return self.plan.examples.n
+
+    @property
+    def passes(self) -> int:
+        """Images sent forward and backward through the network, by all steps."""
+        return sum(step.forward + step.backward for step in self.steps)
 
     @property
     def clean_correct(self) -> list[bool]:
