@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from hpm_robustbench.attacks.ball import Ball
-from hpm_robustbench.attacks.base import View
+from hpm_robustbench.attacks.base import View, seeded
 from hpm_robustbench.attacks.losses import margin
 from hpm_robustbench.attacks.whole_batches import Remembering
 from hpm_robustbench.errors import UnknownName
 from hpm_robustbench.shapes import Images, Labels, Logits, Losses, Mask
 from hpm_robustbench.threat import ThreatModel
 
+Rows = Int[Tensor, "R"]
 WHERE = EVERYWHERE, FLAT, MISLED = "everywhere", "flat", "misled"
 """Rows that an attack without gradients is spent on: all, those without a gradient, or also those that it misleads."""
 
@@ -72,25 +75,25 @@ def misled_by(slope: Images, view: View, x: Images, y: Labels, active: Mask, thr
 def borrowed(slope: Images, view: View, x: Images, y: Labels, active: Mask) -> Mask:
     """Rows whose gradient changes with the company or the order in which they are asked, though their answer must not.
 
-    Where rows are independent each is asked alone. Where they share a batch, that comes in two other orders, backwards
-    and moved on by one, with which its gradient has to go: a shared slope, so all rows or none. Either order is blind
-    to gradients that go by places in its own way.
+    Where rows are independent each active one is asked alone. Where they share a batch, that comes in two other orders,
+    backwards and mixed, with which its gradient has to go: a shared slope, so all rows or none. What goes to all mates
+    alike, or to the only one there is, no order tells.
     """
-    order, changed = torch.arange(len(x), device=x.device), torch.zeros_like(active)
-    ways = (torch.split(order, 1),) if view.row_independent else ((order.flip(0),), (order.roll(1),))
-    for companies in ways:
-        again = torch.empty_like(x)
+
+    def change(companies: Iterable[Rows]) -> Images:
+        again = slope.clone()
         for rows in companies:
             again[rows] = slope_of(view, x[rows], y[rows], margin, active[rows])
-        changed |= _apart(again, slope, each=view.row_independent)
-    return changed
+        return again - slope
 
-
-def _apart(one: Images, other: Images, *, each: bool) -> Mask:
-    """Whether two gradients differ beyond rounding; each row's own, or that of all rows together."""
-    apart, length = (one - other).flatten(1).norm(dim=1), other.flatten(1).norm(dim=1)
-    same: Mask = apart <= _APART * length if each else (apart.norm() <= _APART * length.norm()).expand(len(one))
-    return ~same
+    if view.row_independent:
+        alone = change(torch.split(active.nonzero().squeeze(1), 1))
+        same: Mask = alone.flatten(1).norm(dim=1) <= _APART * slope.flatten(1).norm(dim=1)
+        return ~same
+    mixed = torch.randperm(len(x), generator=seeded(0))
+    orders = [order.to(x.device) for order in (torch.arange(len(x)).flip(0), mixed)]
+    same = torch.stack([change([order]).norm() for order in orders]).max() <= _APART * slope.norm()
+    return (~same).expand(len(x))
 
 
 def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat: ThreatModel) -> Mask:
@@ -108,8 +111,9 @@ def rows_for(where: str, view: View, x: Images, y: Labels, active: Mask, threat:
     found = flat(slope)
     if where == MISLED:
         found = found | misled_by(slope, view, x, y, active, threat)
-        if (active & ~found).any():
-            found = found | borrowed(slope, view, x, y, active)
+        undecided = active & ~found
+        if undecided.any():  # a shared slope is that of all active rows
+            found = found | borrowed(slope, view, x, y, undecided if view.row_independent else active)
     return active & found
 
 

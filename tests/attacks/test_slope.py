@@ -111,21 +111,53 @@ def test_a_gradient_of_its_own_stays_in_any_company(row_independent, n, worlds):
     assert not led_by_mates(hidden(worlds, lambda logits: logits, row_independent), *of_each_class(n)).any()
 
 
-PLACES = [
-    to_the_next,
-    (lambda logits: logits.flip(0)),
-    (lambda logits: logits[:1] + 0 * logits),
-]
-"""Gradients that go to the next image, to that at the mirrored place, and to the first."""
+def to_the_mirrored(logits):
+    return logits.flip(0)
 
 
+def to_the_first(logits):
+    return logits[:1] + 0 * logits
+
+
+def to_one_half_a_batch_away(logits):
+    return logits.roll(len(logits) // 2, dims=0)
+
+
+def to_both_neighbours(logits):
+    return (logits.roll(1, dims=0) + logits.roll(-1, dims=0)) / 2
+
+
+PLACES = [to_the_next, to_the_mirrored, to_the_first, to_one_half_a_batch_away, to_both_neighbours]
+
+
+@pytest.mark.parametrize("n", [4, 7, 32])
 @pytest.mark.parametrize("hide", PLACES)
-def test_a_shared_gradient_may_not_belong_to_a_place_in_the_batch(hide, worlds):
-    x, y = of_each_class(4)
+def test_a_shared_gradient_may_not_belong_to_a_place_in_the_batch(hide, n, worlds):
+    x, y = of_each_class(n)
     assert led_by_mates(hidden(worlds, hide, row_independent=False), x, y).all()
-    assert not led_by_mates(
-        hidden(worlds, lambda logits: logits + logits.mean(dim=0), row_independent=False), x, y
-    ).any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 7, 32])
+def test_a_shared_gradient_may_belong_to_all(n, worlds):
+    everyones = hidden(worlds, lambda logits: logits + logits.mean(dim=0), row_independent=False)
+    assert not led_by_mates(everyones, *of_each_class(n)).any()
+
+
+def test_only_the_rows_in_question_are_asked_alone(worlds):
+    view, (x, y) = worlds.Wrapped(hidden(worlds, to_the_next)), of_each_class(6)
+    active = torch.tensor([True, False, True, False, False, True])
+    slope = slope_of(view, x, y, margin, active)
+    view.calls = 0
+    assert not borrowed(slope, view, x, y, active)[~active].any()
+    assert view.calls == active.sum()
+
+
+@pytest.mark.parametrize("hide", [to_the_mirrored, None])
+def test_of_a_shared_gradient_the_rows_that_still_stand_are_asked(hide, worlds):
+    """All or none of them, and nobody else."""
+    (x, y), active = of_each_class(6), torch.tensor([True, False, True, False, False, True])
+    view = hidden(worlds, hide or (lambda logits: logits + logits.mean(dim=0)), row_independent=False)
+    assert rows_for("misled", view, x, y, active, LINF).tolist() == (active & (hide is not None)).tolist()
 
 
 def test_what_is_no_number_leads_nowhere(worlds):
