@@ -1,7 +1,7 @@
 """Auto-PGD (Croce & Hein 2020, Algorithm 1) for any loss that has one value per row.
 
-Rows never meet here: each has its own step size, its own best point and its own restarts. Whether they meet in the
-loss is the caller's choice.
+Rows never meet here: each has its own step size, its own best point and its own ways back to it. Whether they meet in
+the loss is the caller's choice.
 """
 
 from __future__ import annotations

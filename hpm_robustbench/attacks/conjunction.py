@@ -11,7 +11,8 @@ class c, one of these holds:
 
 The gradient of the classifier itself sees only the side of the FC decision that it is on. Here each condition is a
 search of its own, whose loss is the least of the condition's terms: positive exactly where the condition holds.
-Where a fixed reference set makes G_c > D_c, the region is a little smaller; the true target has the last word.
+Where a fixed reference set makes G_c > D_c, the region is a little smaller; the true target has the last word. Other
+ways to define HPM than the default answer otherwise near the region's border: there the target is asked at every point.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ Condition = Callable[[Region, Labels, Labels], Float[Tensor, "N T"]]
 @runtime_checkable
 class RegionView(View, Protocol):
     """A view that shows what decides the answer for an image beside constant mates."""
+
+    @property
+    def region_is_exact(self) -> bool:
+        """Whether no image outside the region is misclassified."""
+        ...
 
     def region(self, x: Images) -> Region:
         """FC logits, and distances of classes that FC chooses or not, differentiable."""
@@ -101,13 +107,14 @@ class _Search:
         ascend(loss, self._x[rows], threat, steps=steps, start=generator, observe=observe)
 
     def _keep_best(self, rows: Tensor, point: Images, losses: Losses) -> None:
-        """Remember the best points so far; the true target has the last word on those inside the region."""
+        """Remember the best points so far; the true target has the last word on those that may be errors."""
         standing = ~self._found[rows]
-        wrong = torch.zeros_like(standing)
-        below = self._softness * math.log(self._clean.fc.shape[1])  # so far, at most, from the hard minimum
-        inside = standing & (losses > -below)
-        if inside.any():
-            wrong[inside] = self._view.target_logits(point[inside]).argmax(dim=1) != self._y[rows[inside]]
+        wrong, suspected = torch.zeros_like(standing), standing
+        if self._view.region_is_exact:
+            below = self._softness * math.log(self._clean.fc.shape[1])  # so far, at most, from the hard minimum
+            suspected = standing & (losses > -below)
+        if suspected.any():
+            wrong[suspected] = self._view.target_logits(point[suspected]).argmax(dim=1) != self._y[rows[suspected]]
         kept = standing & (wrong | (losses > self._best_loss[rows]))
         self._best_loss[rows[kept]] = losses[kept]
         self.best_x[rows[kept]] = point[kept]

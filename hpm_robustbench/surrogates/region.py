@@ -23,14 +23,18 @@ _TINY = 1e-12
 class Region(NamedTuple):
     """FC logits, and the distance of each class if FC chooses it (``chosen``) and if not (``distances``). All [N, K].
 
-    Class k = argmax ``fc`` counts with ``chosen``, every other with ``distances``; the least one is the answer. Exact
-    for hard assignment, features as they are, and dataset prototypes for absent classes; under SOLO ``chosen`` is
-    ``distances`` times the discount of identity P2.
+    Class k = argmax ``fc`` counts with ``chosen``, every other with ``distances``; the least one is the answer, where
+    the region is exact (``is_exact``). Under SOLO ``chosen`` is ``distances`` times the discount of identity P2.
     """
 
     fc: Tensor
     distances: Tensor
     chosen: Tensor
+
+
+def is_exact(config: HPMConfig) -> bool:
+    """Whether the region decides as the classifier does: hard, and nothing normalised, dropped or carried."""
+    return config.assignment == "hard" and not config.normalize and config.absent == "dataset"
 
 
 class _Mates(NamedTuple):

@@ -16,7 +16,7 @@ from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
-from hpm_robustbench.surrogates.region import Region, region_of, shared_prototypes
+from hpm_robustbench.surrogates.region import Region, is_exact, region_of, shared_prototypes
 from hpm_robustbench.threat import Batching
 
 _DRAWS = 8
@@ -86,6 +86,11 @@ class View:
         """Logits of the deployed model; counted as a forward pass."""
         self.cost.forward += len(x)
         return self._subject.target_logits(x)
+
+    @property
+    def region_is_exact(self) -> bool:
+        """Whether ``region`` decides as the classifier does."""
+        return is_exact(self._subject.classifier.config)
 
     def region(self, x: Images) -> Region:
         """What decides the classifier's answer for each image, differentiable towards it; see ``region_of``."""

@@ -72,6 +72,24 @@ def test_the_views_region_is_that_of_the_real_classifier(distance):
     assert torch.equal(region[sure], (logits.argmax(1) != y)[sure])
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_error_outside_an_inexact_region_is_not_passed_by(worlds, exact):
+    """The region of another defence, without a discount: the target is asked everywhere, unless the view denies it."""
+    world = worlds.IdentityHPM.random(4, 6, seed=0)
+    undiscounted, met = worlds.IdentityHPM.random(4, 6, seed=0), []
+    undiscounted.beta = torch.zeros(4)
+    world.region_is_exact = exact
+    world.region = lambda x: (met.append(x.detach()), undiscounted.region(x))[1]
+    threat, found = ThreatModel.parse("Linf", "0.06"), []
+    for image in torch.rand(60, 1, 1, 2, 3, generator=torch.Generator().manual_seed(0)):
+        y, every = world.predict(image), torch.ones(1, dtype=torch.bool)
+        met.clear()
+        x_adv = next(run_attack(SEARCH, world, image, y, every, threat, 0, 1))
+        found.append((bool((world.predict(torch.cat(met)) != y).any()), bool(world.predict(x_adv) != y)))
+    assert {(False, False), (True, True)} <= {*found}, "some stand, some fall"
+    assert ((True, False) in found) == exact
+
+
 @settings(max_examples=15)
 @given(
     norm=st.sampled_from([("Linf", "0.15"), ("L2", "0.2")]),

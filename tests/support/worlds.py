@@ -15,6 +15,7 @@ class World(nn.Module):
     name = "world"
     row_independent = True
     is_target = True
+    region_is_exact = True
 
     def target_logits(self, x: Tensor) -> Tensor:
         with torch.no_grad():

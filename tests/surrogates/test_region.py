@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.surrogates.region import region_of
+from hpm_robustbench.surrogates.region import is_exact, region_of
+from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Batching
 
 every_batching = pytest.mark.parametrize("batching", Batching)
@@ -24,6 +25,31 @@ def test_decides_as_the_classifier_does(classifier, images, distance, kappa, inc
     chosen = torch.nn.functional.one_hot(region.fc.argmax(dim=1), 4).bool()
     answer = torch.where(chosen, region.chosen, region.distances)
     torch.testing.assert_close(-answer / defence.tau, defence(x))
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"assignment": "soft"},
+        {"assignment": "top-k"},
+        {"assignment": "threshold", "confidence": 0.7},
+        {"absent": "drop"},
+        {"absent": "carry"},
+        {"normalize": True},
+    ],
+    ids=str,
+)
+def test_other_definitions_decide_otherwise_and_the_region_says_so(classifier, images, knobs):
+    """Its view has the target asked at every point of a search, then (``attacks/conjunction.py``)."""
+    defence, x = classifier(HPMConfig(**knobs), Batching.SOLO).freeze(), images(200)
+    defence.carried.add_(1.0)
+    region = region_of(defence, x)
+    chosen = torch.nn.functional.one_hot(region.fc.argmax(dim=1), 4).bool()
+    answer = torch.where(chosen, region.chosen, region.distances)
+    assert not torch.allclose(-answer / defence.tau, defence(x))
+    assert is_exact(HPMConfig())
+    assert not is_exact(defence.config)
+    assert not make_view("hpm", Subject(defence, defence)).region_is_exact
 
 
 @every_batching
