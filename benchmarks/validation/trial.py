@@ -14,7 +14,7 @@ from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.record import RunRecord
-from hpm_robustbench.ledger.transfers import with_lent
+from hpm_robustbench.ledger.transfers import with_transfers
 from hpm_robustbench.pipeline import Outcome
 from hpm_robustbench.threat import Batching
 from validation.planted import EPS, Digits, Planted
@@ -56,7 +56,8 @@ class Tried:
 
 def record_of(outcome: Outcome, target: str, batching: Batching) -> RunRecord:
     """The rows of one trial of those behind a card."""
-    return with_lent(next(r for r in outcome.records if r.plan.target == target and r.plan.batching is batching))
+    records = with_transfers(outcome.records)
+    return next(r for r in records if r.plan.target == target and r.plan.batching is batching)
 
 
 def attempt(planted: Planted, world: Digits, batchings: tuple[Batching, ...] = ()) -> Tried:

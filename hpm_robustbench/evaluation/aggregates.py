@@ -127,6 +127,7 @@ def _measure(record: RunRecord, subject: Subject, examples: ExampleSet, composit
     return Aggregates(
         composite=int(right.sum()),
         composite_alone=int((standing & ~right).sum()),
+        composite_by_batch=[int(right[rows].sum()) for rows in plan.batches()],
         regroupings=[
             Regrouping(
                 clean=int(_right(other, subject, examples, examples.images).sum()),

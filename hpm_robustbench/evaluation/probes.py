@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpm_robustbench.attacks.base import seeded
 from hpm_robustbench.attacks.losses import cross_entropy, margin
-from hpm_robustbench.attacks.slope import flat, misled_by, rounding, slope_of
+from hpm_robustbench.attacks.slope import borrowed, flat, misled_by, rounding, slope_of
 from hpm_robustbench.evaluation.sample import Sample
 from hpm_robustbench.shapes import Labels, Logits, Losses, Mask
 
@@ -24,13 +24,14 @@ def dead_gradients(sample: Sample, loss: Callable[[Logits, Labels], Losses]) -> 
 
 
 def misled(sample: Sample) -> Mask:
-    """Rows at which a small step along the gradient of the margin gains less than half of what it promises."""
+    """Rows whose margin's gradient is another when they are asked alone, or promises twice what a small step gains."""
     return torch.cat([_misled_in_batch(batch) for batch in sample.batches()])
 
 
 def _misled_in_batch(batch: Sample) -> Mask:
     slope, every = slope_of(batch.view, batch.x, batch.y, margin), torch.ones_like(batch.y, dtype=torch.bool)
-    return misled_by(slope, batch.view, batch.x, batch.y, every, batch.threat)
+    judged_by = (slope, batch.view, batch.x, batch.y, every)
+    return misled_by(*judged_by, batch.threat) | borrowed(*judged_by)
 
 
 def repeated(sample: Sample) -> Mask:

@@ -6,14 +6,15 @@ which shards are done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpm_robustbench.attacks.base import ALL, MATES
 from hpm_robustbench.attacks.registry import find_attack, run_attack
@@ -29,6 +30,7 @@ from hpm_robustbench.ledger.plan import Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
 from hpm_robustbench.shapes import Images, Labels, Mask
 from hpm_robustbench.surrogates.views import Cost, Subject, View, make_view
+from hpm_robustbench.threat import Batching
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Share:
 
 WHOLE = Share(0, 1)
 _FREE = Cost()
+_NOBODY: Mapping[str, Labels] = MappingProxyType({})
 _NOT_WRONG = -1
 """In place of a class that a row was misread as."""
 Place: TypeAlias = Callable[[Journal, int, str], Path]
@@ -155,7 +158,7 @@ class _Shard:
             return self._nothing_left(step)
         view = make_view(step.view, self.subject, self.x)
         view.on_call = progress.tick
-        judged, fooled, base_predicted = self._submit(step, view, active)
+        judged, fooled, misread = self._submit(step, view, active)
         return self._result(
             step.name,
             verdict=self._scatter(judged.verdict, active, Verdict.SKIPPED),
@@ -163,7 +166,7 @@ class _Shard:
             distance=self._scatter(judged.distance, active, -1),
             fooled=None if step.view == self.plan.target else self._scatter(fooled, active, False),
             together=self._scatter(judged.together, active, Verdict.SKIPPED) if self.plan.coupled else None,
-            base_predicted=None if base_predicted is None else self._scatter(base_predicted, active, _NOT_WRONG),
+            misread={name: self._scatter(labels, active, _NOT_WRONG) for name, labels in misread.items()},
             cost=view.cost,
             flags=judged.flags,
         )
@@ -175,38 +178,41 @@ class _Shard:
             mates[batch] = self.standing[batch].any()
         return mates
 
-    def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor, Tensor | None]:
+    def _submit(self, step: Step, view: View, active: Mask) -> tuple[Judgement, Tensor, dict[str, Tensor]]:
         """Judge everything that the attack proposes for the active rows.
 
         Returns:
-            The judgement; where the view itself was fooled; and as what the base model misread an image for HPM.
+            The judgement; where the view itself was fooled; and as what each bystander misread an image.
         """
         x, y, batches = self.x[active], self.y[active], self._batches(int(active.sum()))
         rows = torch.tensor(self.rows, device=self.y.device)[active]
         self.keepers = [Keeper(rows, batches, coupled=whole) for whole in self.kept.values()]
         judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
-        base_predicted = torch.full_like(y, _NOT_WRONG) if self.plan.target == "hpm" else None
-        plan = self.plan
+        plan, bystanders = self.plan, self._bystanders()
+        misread = {name: torch.full_like(y, _NOT_WRONG) for name in bystanders}
         for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
             x_adv = answer[active]
             judged = judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches)
             judgements.append(_of_victims(judged, (x_adv != x).flatten(1).any(dim=1), step))
-            if base_predicted is not None:
-                found = self._misread_by_base(x_adv, y, judged, batches)
-                base_predicted = torch.where(base_predicted == _NOT_WRONG, found, base_predicted)
+            for name, model in bystanders.items():
+                found = _misread_by(model, x_adv, y, judged, batches)
+                misread[name] = torch.where(misread[name] == _NOT_WRONG, found, misread[name])
             for keeper in self.keepers:
                 keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
             if step.view != plan.target:
                 with torch.no_grad():
                     fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y
-        return reduce(partial(worst_of, batches=batches), judgements), fooled, base_predicted
+        return reduce(partial(worst_of, batches=batches), judgements), fooled, misread
 
-    def _misread_by_base(self, x_adv: Images, y: Labels, judged: Judgement, batches: Sequence[slice]) -> Labels:
-        """What the base model takes the legal images for, where it is wrong."""
-        with torch.no_grad():
-            predicted = torch.cat([self.subject.base(x_adv[batch]).argmax(dim=1) for batch in batches])
-        wrong = (predicted != y) & (judged.verdict != Verdict.INVALID)
-        return torch.where(wrong, predicted, _NOT_WRONG)
+    def _bystanders(self) -> dict[str, nn.Module]:
+        """Who is shown what is made for HPM: the base model, and of images for a batch HPM as it answers each alone.
+
+        By the column that its answers go to.
+        """
+        if self.plan.target != "hpm":
+            return {}
+        alone = {"solo_predicted": self.subject.classifier.with_batching(Batching.SOLO)} if self.plan.coupled else {}
+        return {"base_predicted": self.subject.base, **alone}
 
     def _scatter(self, values: Tensor, active: Mask, elsewhere: int) -> Tensor:
         """Values of the active rows as values of all rows."""
@@ -227,7 +233,7 @@ class _Shard:
         *,
         fooled: Tensor | None = None,
         together: Tensor | None = None,
-        base_predicted: Tensor | None = None,
+        misread: Mapping[str, Labels] = _NOBODY,
         cost: Cost = _FREE,
         flags: tuple[str, ...] = (),
     ) -> StepResult:
@@ -244,11 +250,19 @@ class _Shard:
             distance=where_judged(distance),
             fooled=() if fooled is None else where_judged(fooled),
             together=() if together is None else tuple(together.tolist()),
-            base_predicted=() if base_predicted is None else _classes(base_predicted),
+            **{name: _classes(labels) for name, labels in misread.items()},
             forward=cost.forward,
             backward=cost.backward,
             flags=flags,
         )
+
+
+def _misread_by(model: nn.Module, x_adv: Images, y: Labels, judged: Judgement, batches: Sequence[slice]) -> Labels:
+    """What a model takes the legal images for, where it is wrong."""
+    with torch.no_grad():
+        predicted = torch.cat([model(x_adv[batch]).argmax(dim=1) for batch in batches])
+    wrong = (predicted != y) & (judged.verdict != Verdict.INVALID)
+    return torch.where(wrong, predicted, _NOT_WRONG)
 
 
 def _classes(predicted: Labels) -> tuple[int | None, ...]:

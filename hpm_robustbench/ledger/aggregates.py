@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import model_validator
+
 from hpm_robustbench.ledger.card_block import Block, Count
 
 
@@ -20,12 +22,14 @@ class Aggregates(Block):
     Attributes:
         composite: right in the composite, which every batch is submitted as once more.
         composite_alone: wrong in the composite, and in no submission of an attack.
+        composite_by_batch: right in the composite, batch by batch; not told by cards from before it was.
         regroupings: what is right in other batches, for which no attack has searched; none where others would hold
             the same images.
     """
 
     composite: Count
     composite_alone: Count
+    composite_by_batch: list[Count] | None = None
     regroupings: list[Regrouping]
 
     @property
@@ -44,6 +48,12 @@ class Aggregates(Block):
     def regrouped(self) -> tuple[int, int] | None:
         """Fewest and most images of the composite that are right in other batches, where there are any."""
         return _ends([regrouping.composite for regrouping in self.regroupings])
+
+    @model_validator(mode="after")
+    def _batches_make_up_the_composite(self) -> Aggregates:
+        if self.composite_by_batch is not None and sum(self.composite_by_batch) != self.composite:
+            raise ValueError("the batches of the composite hold other than as many right images as all of it")
+        return self
 
 
 def _ends(counts: Sequence[int]) -> tuple[int, int] | None:

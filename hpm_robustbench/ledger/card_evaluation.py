@@ -136,9 +136,9 @@ class Evaluation(Batched):
     """One finished run: which target answered in which batches, who attacked it, and what stood.
 
     ``robust`` is sample-worst over all steps; ``autoattack`` over the steps of standard AutoAttack alone;
-    ``batch_worst`` lets each batch meet only the one step that hurts it most. ``flags`` were raised about the whole
-    run, those of a step stand with it. ``diagnostics`` tell how far the attacks can be trusted; what they raise is
-    among the flags. ``aggregates`` tell what images of JOINT do in other submissions.
+    ``batch_worst`` lets each batch meet only the one submission that hurts it most. ``flags`` were raised about the
+    whole run, those of a step stand with it. ``diagnostics`` tell how far the attacks can be trusted; what they raise
+    is among the flags. ``aggregates`` tell what images of JOINT do in other submissions.
     ``provenance`` tells which row fell to which step, and as which class; cards from before it was told have none.
     """
 
@@ -292,6 +292,8 @@ class Evaluation(Batched):
             raise ValueError(f"aggregates count more than the {self.n} images of the evaluation")
         if found.composite_alone > min(self.robust.count, self.n - found.composite):
             raise ValueError("the composite broke more images than stood, or than are wrong in it")
+        if found.composite_by_batch and self.batch_worst and self.batch_worst.count > found.composite:
+            raise ValueError("batch_worst is above what stands in the composite, which is a submission as well")
         if found.flag not in (None, *self.flags):
             raise ValueError("aggregates raise a flag that is not among the flags")
         return self

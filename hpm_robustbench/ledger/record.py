@@ -39,7 +39,8 @@ class StepResult:
     was wrong on some image that was submitted. ``together`` is, for a coupled target, the verdict in the one
     submission that leaves the fewest rows of the batch right; empty where it is ``verdict``. ``base_predicted`` is
     what the base model took some submitted image of the row for, where that is wrong, although the image was made for
-    HPM; empty where HPM was not attacked. ``forward`` and ``backward`` count images.
+    HPM; empty where HPM was not attacked. ``solo_predicted`` is the same of HPM SOLO; empty where no coupled HPM was
+    attacked. ``forward`` and ``backward`` count images.
     """
 
     name: str
@@ -53,6 +54,7 @@ class StepResult:
     fooled: tuple[bool | None, ...] = ()
     together: tuple[int, ...] = ()
     base_predicted: tuple[int | None, ...] = ()
+    solo_predicted: tuple[int | None, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepResult:
@@ -132,7 +134,15 @@ class RunRecord:
     @property
     def base_predicted(self) -> tuple[int | None, ...]:
         """Per row: what the base model wrongly took an image for that was made for HPM; empty if nobody asked it."""
-        asked = [step.base_predicted for step in self.steps if step.base_predicted]
+        return self._misread("base_predicted")
+
+    @property
+    def solo_predicted(self) -> tuple[int | None, ...]:
+        """Per row: what HPM SOLO wrongly took an image for that was made for a batch; empty if nobody asked it."""
+        return self._misread("solo_predicted")
+
+    def _misread(self, column: str) -> tuple[int | None, ...]:
+        asked = [answers for step in self.steps if (answers := getattr(step, column))]
         by_row = zip(*asked, strict=True)
         return tuple(next((label for label in labels if label is not None), None) for labels in by_row)
 
@@ -144,14 +154,16 @@ class RunRecord:
     def batch_worst(self) -> int:
         """Rows standing when each batch meets only the one submission that hurts that batch most.
 
-        Only a plan whose steps submit whole batches (JOINT) has this number; there it is at least ``standing``.
+        Only a plan whose steps submit whole batches (JOINT) has this number; there it is at least ``standing``. The
+        composite, once it was judged, is a submission like those of the steps.
         """
         position = {row: i for i, row in enumerate(self[CLEAN].rows)}
-        total = 0
-        for rows in self.plan.batches():
-            batch = [position[row] for row in rows]
-            total += min(right for step in self.steps if (right := _right(step, batch)) is not None)
-        return total
+        batches = [[position[row] for row in rows] for rows in self.plan.batches()]
+        composite = (self.aggregates and self.aggregates.composite_by_batch) or [len(batch) for batch in batches]
+        return sum(
+            min(in_composite, *(right for step in self.steps if (right := _right(step, batch)) is not None))
+            for batch, in_composite in zip(batches, composite, strict=True)
+        )
 
 
 def _right(step: StepResult, batch: Sequence[int]) -> int | None:
@@ -162,13 +174,15 @@ def _right(step: StepResult, batch: Sequence[int]) -> int | None:
     return sum(one in (Verdict.STANDING, Verdict.INVALID) for one in verdict)
 
 
-_COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together", "base_predicted")
+_COLUMNS = ("rows", "verdict", "predicted", "distance", "fooled", "together", "base_predicted", "solo_predicted")
+_ASKED = frozenset({"fooled", "together", "base_predicted", "solo_predicted"})
+"""Columns that a shard lacks where nothing was left to attack."""
 
 
 def _column(shard: StepResult, name: str) -> tuple[Any, ...]:
     """One column of a shard; where nothing was left to attack, no surrogate was asked and nothing submitted."""
     column: tuple[Any, ...] = getattr(shard, name)
-    if column or name not in ("fooled", "together", "base_predicted"):
+    if column or name not in _ASKED:
         return column
     return shard.verdict if name == "together" else (None,) * len(shard.rows)
 

@@ -1,17 +1,20 @@
-"""What images made for one of two models do to the other: a number is lowered by whatever is found, wherever that was.
+"""What images made for one model do to another: a number is lowered by whatever is found, wherever that was.
 
 HPM meets many more attacks than AutoAttack, and the base's own besides. A base model that is asked only what AutoAttack
 finds would be credited with images that had fallen, had anybody shown them to it. Nor is HPM credited with an image
-that AutoAttack, in the base model's own trial, has broken in a way that breaks HPM as well.
+that AutoAttack, in the base model's own trial, has broken in a way that breaks HPM as well; or HPM SOLO with one that
+was made for a batch and breaks it alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 from hpm_robustbench.ledger.plan import MSA, Step
 from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
+from hpm_robustbench.threat import Batching
 
 TRANSFER = "transfer"
 """Name of the attack that shows one model what was made for the other."""
@@ -22,13 +25,13 @@ LENT = Step("base", TRANSFER, MSA)
 def with_transfers(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The same runs, each with what images of the others broke.
 
-    That of the base model ends with a step for each run of HPM, and a run of HPM with what the base model lent.
+    That of the base model ends with a step for each run of HPM; a run of HPM with what the base model lent; and HPM
+    SOLO then with a step for each run of HPM in batches.
 
     Args:
         records: finished runs of one model on the same images.
     """
-    tried = [record for record in records if record.base_predicted]
-    return [_transferred(record, tried) if record.plan.target == "base" else with_lent(record) for record in records]
+    return [reduce(_shown, _made_elsewhere(record, records), with_lent(record)) for record in records]
 
 
 def with_lent(record: RunRecord) -> RunRecord:
@@ -39,27 +42,32 @@ def with_lent(record: RunRecord) -> RunRecord:
     return replace(record, plan=plan, steps=(*record.steps, record.lent), lent=None)
 
 
-def _transferred(base: RunRecord, tried: Sequence[RunRecord]) -> RunRecord:
-    for record in tried:
-        step = Step("hpm", TRANSFER, MSA, {"batching": record.plan.batching.value})
-        result = _shown(base, step.name, record.base_predicted)
-        plan = replace(base.plan, steps=(*base.plan.steps, step))
-        base = replace(base, plan=plan, steps=(*base.steps, result))
-    return base
+def _made_elsewhere(record: RunRecord, records: Sequence[RunRecord]) -> list[tuple[Batching, Sequence[int | None]]]:
+    """By the batching of each run of HPM whose images this model was shown, what it wrongly took them for."""
+    if record.plan.target == "base":
+        told = [(other.plan.batching, other.base_predicted) for other in records]
+    elif record.plan.batching is Batching.SOLO:
+        told = [(other.plan.batching, other.solo_predicted) for other in records]
+    else:
+        told = []
+    return [(batching, predicted) for batching, predicted in told if predicted]
 
 
-def _shown(base: RunRecord, name: str, predicted: Sequence[int | None]) -> StepResult:
-    """One step: every row that stands meets what was made for it, where anything was."""
+def _shown(record: RunRecord, made: tuple[Batching, Sequence[int | None]]) -> RunRecord:
+    """The run with one step more: every row that stands meets what was made for it, where anything was."""
+    batching, predicted = made
+    step = Step("hpm", TRANSFER, MSA, {"batching": batching.value})
 
     def verdict(stands: bool, taken_for: int | None) -> Verdict:
         if not stands:
             return Verdict.SKIPPED
         return Verdict.STANDING if taken_for is None else Verdict.BROKEN
 
-    return StepResult(
-        name=name,
-        rows=tuple(range(base.n)),
-        verdict=tuple(map(verdict, base.standing(), predicted)),
+    result = StepResult(
+        name=step.name,
+        rows=tuple(range(record.n)),
+        verdict=tuple(map(verdict, record.standing(), predicted)),
         predicted=tuple(predicted),
-        distance=(None,) * base.n,
+        distance=(None,) * record.n,
     )
+    return replace(record, plan=replace(record.plan, steps=(*record.plan.steps, step)), steps=(*record.steps, result))
