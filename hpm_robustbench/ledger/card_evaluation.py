@@ -16,8 +16,8 @@ from hpm_robustbench.ledger.aggregates import Aggregates
 from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_block import DOUBT, Block, Count, EpsText, Images, Name, Percent, Target
 from hpm_robustbench.ledger.diagnostics import Diagnostics
-from hpm_robustbench.ledger.indicators import Indicator, indicators, is_black_box, of_black_boxes, of_transfers
-from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, STANDARD, Step
+from hpm_robustbench.ledger.indicators import Indicator, indicators, of_black_boxes, of_transfers
+from hpm_robustbench.ledger.plan import AUTOATTACK, BLACK_BOXES, COMPONENTS, MSA, STANDARD, Step
 from hpm_robustbench.ledger.provenance import Provenance, fates
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.ledger.statistics import proportion
@@ -106,23 +106,14 @@ class StepSummary(Block):
 
     @property
     def black_box(self) -> bool:
-        """Whether it attacked without gradients; to be shown what gradients found elsewhere is no attack without."""
-        if self.attack == TRANSFER:
-            return False
-        rounding = 0.005  # of passes per image, which a card tells with two decimals
-        return self.forward > 0 and is_black_box((self.backward - rounding) * self.robust.n, self.attempted)
+        """Whether it attacked without gradients."""
+        return self.attack in BLACK_BOXES
 
     @property
     def doubts(self) -> list[str]:
         """The flags that its own counts raise."""
-        return doubts.of_step(
-            self.attack,
-            self.broken,
-            self.invalid,
-            self.robust.n,
-            of_autoattack=self.group == AUTOATTACK,
-            black_box=self.black_box,
-        )
+        of_autoattack = self.group == AUTOATTACK
+        return doubts.of_step(self.attack, self.broken, self.invalid, self.robust.n, of_autoattack=of_autoattack)
 
     @model_validator(mode="after")
     def _within_the_attempted(self) -> StepSummary:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hpm_robustbench.ledger.card_block import DOUBT, Target
 from hpm_robustbench.ledger.indicators import overstates
+from hpm_robustbench.ledger.plan import BLACK_BOXES
 
 
 def of_run(target: Target, standing: Sequence[int], left: int, autoattack: int | None, n: int) -> list[str]:
@@ -26,7 +27,7 @@ def of_run(target: Target, standing: Sequence[int], left: int, autoattack: int |
     return [*([overstated] if overstates(more, n) else []), *([unfinished] if late else [])]
 
 
-def of_step(attack: str, broken: int, invalid: int, n: int, *, of_autoattack: bool, black_box: bool) -> list[str]:
+def of_step(attack: str, broken: int, invalid: int, n: int, *, of_autoattack: bool) -> list[str]:
     """Why a number may be too high, as far as the verdicts of a step on what it met tell.
 
     Args:
@@ -35,12 +36,11 @@ def of_step(attack: str, broken: int, invalid: int, n: int, *, of_autoattack: bo
         invalid: images that came back outside the threat model.
         n: images of the evaluation.
         of_autoattack: whether it is part of standard AutoAttack.
-        black_box: whether it did without gradients.
     """
     doubts = []
     if of_autoattack and invalid:
         doubts.append(f"{DOUBT}: {invalid} images came back outside the threat model and do not count")
-    if black_box and overstates(broken, n):
+    if attack in BLACK_BOXES and overstates(broken, n):
         doubt = f"{DOUBT}: " if of_autoattack else ""
         doubts.append(f"{doubt}{attack.capitalize()} broke {broken} images that the gradient attacks had left standing")
     return doubts

@@ -58,16 +58,6 @@ def indicators(found: Diagnostics, *, coupled: bool, autoattack: bool) -> list[I
     ]
 
 
-def is_black_box(backward: float, attempted: int) -> bool:
-    """Whether a step did without gradients, but for one at each image to see whether there is any.
-
-    Args:
-        backward: gradients that it took, of single images.
-        attempted: images that it attacked.
-    """
-    return backward <= attempted
-
-
 def overstates(later: int, n: int) -> bool:
     """Whether a later attack broke more images that earlier ones had left standing than their number may be off by.
 
@@ -100,7 +90,7 @@ def of_black_boxes(broken: Sequence[tuple[str, int]], n: int) -> Indicator:
     """Whether attacks without gradients broke what gradient attacks had left.
 
     Args:
-        broken: steps that took no gradient, and the images that each broke.
+        broken: steps that attacked without gradients, and the images that each broke.
         n: images of the evaluation.
     """
     wins = [f"{name} won {count} images" for name, count in broken if overstates(count, n)]

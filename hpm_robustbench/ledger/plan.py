@@ -19,6 +19,8 @@ AUTOATTACK = "autoattack"
 """Group of the steps that together are standard AutoAttack on the target itself."""
 COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """The attacks of standard AutoAttack, in its own order."""
+BLACK_BOXES = frozenset({"square", "joint-square", "smoothed", "joint-smoothed", "hard-label", "noise"})
+"""Attacks that ask for answers alone; at most a gradient of the clean images says which of them are worth it."""
 STANDARD = "standard"
 """Protocol of a base model: standard AutoAttack alone."""
 MSA = "msa"

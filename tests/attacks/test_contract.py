@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpm_robustbench.attacks.registry import ATTACKS, run_attack
-from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.ledger.plan import BLACK_BOXES, Step
 from hpm_robustbench.threat import Norm
 
 QUICK = {
@@ -131,6 +131,16 @@ def test_inactive_rows_come_back_bit_equal_and_do_not_matter(name, threat, world
     if ATTACKS[name].requires_row_independence:
         alone = attack(name, world, x[active], y[active], threat)
         assert torch.equal(x_adv[active], alone)
+
+
+@every_attack
+def test_only_a_black_box_takes_no_gradient(name, threat, worlds, monkeypatch):
+    world, x, taken = worlds.LinearWorld.random(10, 25, seed=1), images(8), []
+    for way in ("grad", "backward"):
+        original = getattr(torch.autograd, way)
+        monkeypatch.setattr(torch.autograd, way, lambda *a, take=original, **k: (taken.append(take), take(*a, **k))[1])
+    attack(name, world, x, world.predict(x), threat)
+    assert bool(taken) == (name not in BLACK_BOXES)
 
 
 @every_attack

@@ -101,6 +101,20 @@ def make_record() -> Callable[..., RunRecord]:
 
 
 @pytest.fixture(scope="session")
+def by_square() -> Callable[[RunRecord, str], RunRecord]:
+    """The run, had its step of that name been Square, which takes no gradient."""
+
+    def instead(record: RunRecord, name: str) -> RunRecord:
+        [old] = [step for step in record.plan.steps if step.name == name]
+        square = replace(old, attack="square")
+        plan = replace(record.plan, steps=tuple(square if step is old else step for step in record.plan.steps))
+        steps = [replace(step, name=square.name) if step.name == name else step for step in record.steps]
+        return replace(record, plan=plan, steps=tuple(steps))
+
+    return instead
+
+
+@pytest.fixture(scope="session")
 def spec() -> ModelSpec:
     return ModelSpec(
         name="resnet4b_linf2",

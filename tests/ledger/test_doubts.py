@@ -41,29 +41,28 @@ def test_what_a_run_raises(target, standing, left, autoattack, raised):
 
 
 def test_what_a_step_raises():
-    of_autoattack = of_step("square", 3, 2, 1000, of_autoattack=True, black_box=True)
+    of_autoattack = of_step("square", 3, 2, 1000, of_autoattack=True)
     assert of_autoattack == [
         f"{DOUBT}: 2 images came back outside the threat model and do not count",
         f"{DOUBT}: Square broke 3 images that the gradient attacks had left standing",
     ]
-    added = of_step("square", 3, 2, 1000, of_autoattack=False, black_box=True)
+    added = of_step("square", 3, 2, 1000, of_autoattack=False)
     assert added == ["Square broke 3 images that the gradient attacks had left standing"]
-    assert of_step("square", 2, 0, 1000, of_autoattack=True, black_box=True) == []
-    assert of_step("apgd-ce", 300, 0, 1000, of_autoattack=True, black_box=False) == []
+    assert of_step("square", 2, 0, 1000, of_autoattack=True) == []
+    assert of_step("apgd-ce", 300, 0, 1000, of_autoattack=True) == []
 
 
 # Taken off a card
 
 
 @pytest.fixture(scope="module")
-def doubted(spec, records) -> ModelCard:
+def doubted(spec, records, by_square) -> ModelCard:
     """The fixture's card, had the surrogate of SOLO been attacked without gradients and one image come back illegal."""
     base, solo, joint = records
     row = solo["fab-t@hpm"].verdict.index(Verdict.STANDING)
     illegal = (*solo["fab-t@hpm"].verdict[:row], Verdict.INVALID, *solo["fab-t@hpm"].verdict[row + 1 :])
-    changed = {"apgd-t@fc": {"backward": 0}, "fab-t@hpm": {"verdict": illegal}}
-    steps = tuple(replace(step, **changed.get(step.name, {})) for step in solo.steps)
-    return build_card(spec, [base, replace(solo, steps=steps), joint], n_classes=10)
+    steps = tuple(replace(step, verdict=illegal) if step.name == "fab-t@hpm" else step for step in solo.steps)
+    return build_card(spec, [base, by_square(replace(solo, steps=steps), "apgd-t@fc"), joint], n_classes=10)
 
 
 def read(data: dict[str, Any], folder: Path) -> ModelCard:
@@ -90,7 +89,7 @@ def test_a_flag_of_a_run_stays(doubted, tmp_path, evaluation, part):
         read(data, tmp_path)
 
 
-STEPS = {"fab-t@hpm": "1 images came back", "square@hpm": "Square broke", "apgd-t@fc": "Apgd-t broke"}
+STEPS = {"fab-t@hpm": "1 images came back", "square@hpm": "Square broke", "square@fc": "Square broke"}
 
 
 def take_off(data: dict[str, Any], name: str) -> None:
@@ -110,7 +109,7 @@ def test_older_cards_flagged_only_autoattacks_own_steps(doubted, tmp_path):
     data = doubted.to_json()
     for evaluation in data["hpm_bench"]["evaluations"]:
         del evaluation["provenance"]
-    take_off(data, "apgd-t@fc")
+    take_off(data, "square@fc")
     assert read(data, tmp_path).unreliable
     take_off(data, "square@hpm")
     with pytest.raises(InvalidInput, match="counts of a step raise a flag"):
