@@ -106,6 +106,8 @@ def test_where_they_meet_an_independent_count_agrees(wrapped: Wrapped, examples:
     right = right_in(5, subject, images, examples.labels)
     assert len(first) == sum(record.clean_correct) - sum(record.standing())
     assert (found.composite, found.composite_alone) == (right.sum(), (right < np.array(record.standing())).sum())
+    assert found.composite_by_batch == [right[rows].sum() for rows in plan.batches()]
+    assert record.batch_worst() <= found.composite
     wanted = [
         tuple(int(right_in(seed, subject, shown, examples.labels).sum()) for shown in (examples.images, images))
         for seed in (6, 7, 8)

@@ -14,6 +14,7 @@ from small_trials import plan_of
 from torch import Tensor, nn
 
 from hpm_robustbench.attacks.losses import cross_entropy, margin
+from hpm_robustbench.attacks.slope import misled_by, slope_of
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.evaluation.diagnostics import diagnose, measure
 from hpm_robustbench.evaluation.probes import dead_gradients, misled, regrouped, reordered, repeated
@@ -88,6 +89,12 @@ def noisy(net: nn.Module, x: Tensor) -> Tensor:
 def of_the_neighbour(net: nn.Module, x: Tensor) -> Tensor:
     logits = net(x)
     return logits.detach() + (logits - logits.detach()).roll(1, dims=0)
+
+
+def half_of_the_neighbour(net: nn.Module, x: Tensor) -> Tensor:
+    logits = net(x)
+    own = logits - logits.detach()
+    return logits.detach() + (own + own.roll(1, dims=0)) / 2
 
 
 def flattering(net: nn.Module, x: Tensor) -> Tensor:
@@ -187,6 +194,15 @@ def test_a_gradient_that_misleads_is_found(sample_of, brief, answer) -> None:
 @pytest.mark.parametrize("threat", [LINF, ThreatModel.parse("L2", "0.5"), ThreatModel.parse("Linf", "1/255")], ids=str)
 def test_a_gradient_that_keeps_its_promise_or_makes_none_does_not_mislead(sample_of, answer, threat) -> None:
     assert not misled(sample_of(answer, threat=threat)).any()
+
+
+def test_a_gradient_that_keeps_another_s_promise_is_found(sample_of) -> None:
+    """Half of each image's own gradient, and half of its neighbour's, gain enough; alone it is another."""
+    sample = sample_of(half_of_the_neighbour)
+    slope, every = slope_of(sample.view, sample.x, sample.y, margin), torch.ones_like(sample.y, dtype=torch.bool)
+    by_promise = misled_by(slope, sample.view, sample.x, sample.y, every, sample.threat)
+    assert by_promise.float().mean() < 0.6
+    assert misled(sample).float().mean() > 0.9
 
 
 def test_slopes_are_not_asked_of_rows_that_share_a_gradient(wrapped: Wrapped, sample_of, brief) -> None:

@@ -64,7 +64,7 @@ def test_the_cascade_is_stock_autoattack_row_by_row(plain: nn.Module, digits, wr
 @pytest.mark.parametrize(
     ("batching", "steps"), [(Batching.SOLO, QUICK), (Batching.JOINT, QUICK_JOINT)], ids=["solo", "joint"]
 )
-def test_what_is_made_for_hpm_is_shown_to_the_base_model(
+def test_what_is_made_for_hpm_is_shown_to_the_base_model_and_of_batches_to_hpm_alone(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path, batching: Batching, steps: tuple[Step, ...]
 ) -> None:
     subject = subject_of(wrapped, batching)
@@ -79,11 +79,17 @@ def test_what_is_made_for_hpm_is_shown_to_the_base_model(
     view = make_view(steps[0].view, subject, examples.images[list(first.rows)])
     x, y = examples.images[list(first.rows)], examples.labels[list(first.rows)]
     active = torch.tensor(record.clean_correct)[list(first.rows)]
-    plan, wrong = record.plan, torch.zeros(len(x), dtype=torch.bool)
+    plan, wrong, wrong_alone = record.plan, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for x_adv in run_attack(steps[0], view, x, y, active, plan.threat, plan.seed, plan.batch_size):
         seen = active if not plan.coupled else torch.ones_like(active)
         wrong |= seen & (wrapped.base(x_adv).argmax(dim=1) != y)
+        wrong_alone |= torch.cat([wrapped.classifier(image).argmax(dim=1) for image in x_adv.split(1)]) != y
     assert [label is not None for label in first.base_predicted] == wrong.tolist()
+    if plan.coupled:
+        assert 0 < wrong_alone.sum() < len(x)
+        assert [label is not None for label in first.solo_predicted] == wrong_alone.tolist()
+    else:
+        assert record.solo_predicted == ()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_what_the_composite_alone_broke_is_a_flag(spec, records, aggregates):
         (1, {}, "aggregates belong to JOINT"),
         (2, {"composite": 401}, "count more than the 400 images"),
         (2, {"regroupings": [{"clean": 401, "composite": 0}]}, "count more than the 400 images"),
+        (2, {"composite_by_batch": [200, 35]}, "hold other than as many right images as all of it"),
         (2, {"composite_alone": 399}, "broke more images than stood"),
         (2, {"composite_alone": 1}, "raise a flag that is not among the flags"),
     ],
@@ -78,6 +79,29 @@ def test_aggregates_that_cannot_be_are_refused(card, aggregates, tmp_path, evalu
     path = tmp_path / "card.json"
     path.write_text(json.dumps(data))
     with pytest.raises(InvalidInput, match=message):
+        read_card(path)
+
+
+def test_the_composite_is_a_submission_like_any_other(spec, records, aggregates, tmp_path):
+    """Batch by batch: where it leaves fewer than every step, it is the worst that the batch meets."""
+    joint = records[JOINT]
+    without, batches = replace(joint, aggregates=None), joint.plan.batches()
+    told = [len(batch) for batch in batches]
+    assert joint.batch_worst() == without.batch_worst(), "not told batch by batch"
+    told[1] = 3
+    found = aggregates.model_copy(update={"composite": sum(told), "composite_by_batch": told})
+    lowered = replace(joint, aggregates=found).batch_worst()
+    assert without.batch_worst() - len(batches[1]) + 3 <= lowered < without.batch_worst()
+
+
+def test_batch_worst_is_never_above_the_composite(card, aggregates, tmp_path):
+    data = card.to_json()
+    joint = data["hpm_bench"]["evaluations"][2]
+    few = joint["batch_worst"]["count"] - 1
+    joint["aggregates"] = {**aggregates.model_dump(), "composite": few, "composite_by_batch": [few]}
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InvalidInput, match="batch_worst is above what stands in the composite"):
         read_card(path)
 
 

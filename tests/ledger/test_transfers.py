@@ -19,9 +19,10 @@ def base(records) -> RunRecord:
     return records[0]
 
 
-def misreading(record: RunRecord, step: int, classes: dict[int, int]) -> RunRecord:
-    """The run, whose step had the base model take some rows for those classes."""
-    found = replace(record.steps[step], base_predicted=tuple(classes.get(row) for row in range(record.n)))
+def misreading(record: RunRecord, step: int, classes: dict[int, int], who: str = "base") -> RunRecord:
+    """The run, whose step had the base model, or HPM ``solo``, take some rows for those classes."""
+    answers = {f"{who}_predicted": tuple(classes.get(row) for row in range(record.n))}
+    found = replace(record.steps[step], **answers)
     return replace(record, steps=(*record.steps[:step], found, *record.steps[step + 1 :]))
 
 
@@ -38,6 +39,20 @@ def test_rows_fall_on_the_base_and_keep_the_class(records, base):
     assert lowered.lost_to[fallen] == base.lost_to[fallen]
     assert lowered.standing(AUTOATTACK) == base.standing(AUTOATTACK)
     assert lowered.run_key == base.run_key != lowered.plan.run_key
+
+
+def test_hpm_alone_loses_what_was_made_for_a_batch_and_breaks_it_alone(spec, records, base):
+    solo = records[1]
+    stands = [row for row, right in enumerate(solo.standing()) if right]
+    joint = misreading(records[2], 1, dict.fromkeys(stands[:3], 4), who="solo")
+    lowered = with_transfers([base, solo, joint])
+    assert [row for row in stands if not lowered[1].standing()[row]] == stands[:3]
+    assert lowered[0] == base
+    assert lowered[2] == joint
+    told = build_card(spec, [base, solo, joint], n_classes=10).hpm_bench.headline
+    assert told.robust.count == len(stands) - 3
+    assert told.steps[-1].name == "transfer@hpm.batching-joint"
+    assert fates(told.provenance)[stands[0]] == ("transfer@hpm.batching-joint", 4)
 
 
 def test_the_first_misreading_counts(records):
@@ -80,5 +95,4 @@ def test_hpm_loses_what_it_was_shown_last_and_its_own_last_attack_is_still_named
     before = build_card(spec, records, n_classes=10).hpm_bench.evaluation("hpm", Batching.JOINT)
     assert before.flags == told.flags
     assert any(flag.startswith("the last attack still broke") for flag in told.flags)
-    assert not told.steps[-1].black_box
     assert told.steps[-1].flags == []
