@@ -66,6 +66,17 @@ def test_on_linear_heads_the_rows_are_equal(beta: str, head: str) -> None:
     assert (msa == attempt(plant(head, world), world).base_autoattack).all()
 
 
+@pytest.mark.validate
+def test_on_deep_features_the_rows_of_beta_0_are_autoattack_s_on_the_static_head() -> None:
+    """The embedded network with the nearest class mean as a linear layer, against HPM over the embedded network."""
+    world, unknown = digits(30), np.zeros(30, dtype=bool)
+    embedded = hpm_robustbench.load_model(DIGITS_MODEL)
+    msa = attempt(Planted("static", "no fault", embedded, unknown, unknown, {"beta": 0.0}), world).msa
+    plain = attempt(Planted("plain", "no fault", with_l2_head(world), unknown, unknown, {}), world).base_autoattack
+    assert 0 < msa.sum() < len(msa)
+    assert (msa != plain).sum() <= NOISE
+
+
 def test_the_truth_at_both_ends_is_that_of_a_plain_head() -> None:
     world = digits(30, n_classes=3)
     assert (plant("beta-0", world).hpm_standing == plant("none", world).base_standing).all()
