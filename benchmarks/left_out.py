@@ -10,27 +10,17 @@ takes whoever only tries longer.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from benchmarks.embedded import Embedded, tried
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.evaluation.judge import judge
-from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import MSA, Plan, Step
-from hpm_robustbench.ledger.record import RunRecord, Verdict
-from hpm_robustbench.ledger.transfers import with_lent
-from hpm_robustbench.pipeline import Case, attack, examine, prepare
-from hpm_robustbench.request import find_spec
-from hpm_robustbench.run_options import RunOptions
+from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Batching
-from hpm_robustbench.training.recipe import Tuning, find_recipe
-from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 
 def _step(view: str, name: str, **parameters: int | float | str) -> Step:
@@ -43,8 +33,7 @@ LEFT_OUT = {
         _step("hpm", "conjunction", softness=0.05),
         *(_step("base", attack) for attack in ("fab-t", "square")),
         *(_step(view, "apgd-t") for view in ("l2", "soft", "soft-0.5", "soft-0.1", "batch", "mixed")),
-        _step("l2", "fab-t"),
-        _step("l2", "square"),
+        *(_step("l2", attack) for attack in ("apgd-ce", "fab-t", "square")),
         _step("hpm", "smoothed"),
         _step("hpm", "noise", tries=1000),
     ),
@@ -56,7 +45,8 @@ LEFT_OUT = {
         *(_step(view, "joint", loss="ce") for view in ("soft-0.1", "batch", "mixed")),
         *(_step("hpm", "gmsa", space=space) for space in ("avg", "min")),
         *(_step("hpm", "joint-conjunction", target_rank=rank) for rank in (2, 3)),
-        _step("frozen", "apgd-t"),
+        *(_step("l2", attack) for attack in ("apgd-ce", "fab-t", "square")),
+        *(_step("frozen", attack) for attack in ("apgd-ce", "apgd-t", "fab-t", "square")),
         _step("hpm", "joint-smoothed", steps=20, targets=1),
         _step("hpm", "noise", tries=1000),
     ),
@@ -84,43 +74,17 @@ def taken(step: Step, plan: Plan, subject: Subject, x: Tensor, y: Tensor, standi
     return broken, passes
 
 
-def _record(case: Case, plan: Plan) -> RunRecord:
-    record = Journal(case.output / "runs", plan).record()
-    assert record is not None
-    return with_lent(record)
-
-
-def report(case: Case, fine_tuned: bool) -> None:
+def report(embedded: Embedded) -> None:
     """A line for each step of each trial of HPM."""
-    base = next(plan for plan, _ in case.trials if plan.target == "base")
-    assert isinstance(base, Plan)
-    autoattack = _record(case, base).passes
-    for plan, subject in case.trials:
-        if plan.target == "base":
-            continue
-        assert isinstance(plan, Plan)
-        standing = torch.from_numpy(np.array(_record(case, plan).standing()))
+    fine_tuned = embedded.tuning is not None and embedded.tuning.moves_fc
+    for trial in embedded.trials():
+        plan, standing = trial.plan, trial.standing
         print(f"{plan.model}, {plan.batching.value}: {int(standing.sum())} of {len(standing)} stand under MSA")
         for step in steps_behind(plan.batching, fine_tuned):
-            broken, passes = taken(step, plan, subject, case.test.images, case.test.labels, standing)
-            print(f"    {step.name:50} takes {broken:3}  {passes / autoattack:6.2f} x AutoAttack", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--recipe")
-    parser.add_argument("--n-ex", type=int, default=500)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tuning = None if given.recipe is None else Tuning(find_recipe(given.recipe), None, 0)
-    # No card is written here, so none that lies there already is in the way.
-    options = RunOptions(n_ex=given.n_ex, output=given.output, tuning=tuning, overwrite=True)
-    case = prepare(find_spec(DIGITS_MODEL), options)
-    attack(case)
-    examine(case)
-    report(case, tuning is not None and tuning.moves_fc)
+            broken, passes = taken(step, plan, trial.subject, embedded.images, embedded.labels, standing)
+            multiple = passes / embedded.autoattack_passes
+            print(f"    {step.name:50} takes {broken:3}  {multiple:6.2f} x AutoAttack", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    report(tried(__doc__))
