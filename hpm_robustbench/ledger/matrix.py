@@ -12,7 +12,7 @@ from typing import Any
 
 from hpm_robustbench.ledger.plan import QUICK, BasePlan, Plan
 from hpm_robustbench.ledger.record import RunRecord
-from hpm_robustbench.ledger.transfers import with_lent
+from hpm_robustbench.ledger.transfers import with_transfers
 
 MATRIX = "matrix"
 """Name of the screen and of its runs' protocol."""
@@ -34,7 +34,9 @@ def matrix_rows(alone: Sequence[RunRecord], in_turn: Sequence[RunRecord]) -> lis
         in_turn: the finished runs of whole trials, as far as there are any.
     """
     broken = {record.run_key: _broken(record) for record in alone}
-    stood = {_trial(record.plan): _standing(record) for record in in_turn}
+    models = {record.plan.model for record in in_turn}
+    whole = [end for model in models for end in with_transfers([r for r in in_turn if r.plan.model == model])]
+    stood = {_trial(record.plan): _standing(record) for record in whole}
     rows = []
     for record in alone:
         trial, found = _trial(record.plan), broken[record.run_key]
@@ -61,7 +63,7 @@ def _trial(plan: BasePlan) -> tuple[object, ...]:
 
 
 def _standing(record: RunRecord) -> set[int]:
-    return {row for row, stands in enumerate(with_lent(record).standing()) if stands}
+    return {row for row, stands in enumerate(record.standing()) if stands}
 
 
 def _broken(record: RunRecord) -> set[int]:

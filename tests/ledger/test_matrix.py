@@ -60,7 +60,7 @@ def test_counts_are_of_images_that_are_right_without_any_attack(make_record, spe
     assert {(row["right"], row["beyond"], row["passes_per_image"]) for row in rows} == {(5, None, 8)}
 
 
-def test_what_the_whole_trial_had_left_is_told_what_it_was_lent_counts(make_record, spec):
+def test_what_the_whole_trial_had_left_is_told_what_was_made_elsewhere_counts(make_record, spec):
     plan = trial(make_record, spec)
     first, second, _ = members(plan)
     skipped = [result(step.name, set(), set()) for step in STEPS[1:]]
@@ -69,6 +69,9 @@ def test_what_the_whole_trial_had_left_is_told_what_it_was_lent_counts(make_reco
     assert [row["beyond"] for row in matrix_rows(records, [whole])] == [1, 1]
     lent = replace(whole, lent=result(LENT.name, {2}, {2, 3, 4, 5}))
     assert [row["beyond"] for row in matrix_rows(records, [lent])] == [0, 1]
+    of_batches = replace(clean(), solo_predicted=(None, None, None, 4, None, None))
+    joint = RunRecord(replace(plan, batching=Batching.JOINT), (of_batches,), {})
+    assert [row["beyond"] for row in matrix_rows(records, [lent, joint])] == [0, 0]
 
 
 def test_members_of_other_trials_take_nothing_away(make_record, spec):
