@@ -21,10 +21,11 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     Where rows are independent, it contains standard AutoAttack on the classifier itself. A base whose gradients mislead
     falls to Square alone, and HPM on top of it must not be credited for that: on MNIST (Linf 0.3) Square's images broke
     12 of 13 that stood under everything else. So the FC head meets Square where its gradient misleads; and in the end
-    HPM is shown what AutoAttack made of the base model in that one's own trial (``evaluation/lent.py``), which is no
-    step of a plan. Unless something was fine-tuned, the FC head on its backbone *is* the original model (the split
-    proves it, bit for bit), so the two surrogates are one, listed as ``base``. Where there is no gradient, as through
-    rounded pixels, or one that misleads, the decision is smoothed instead; that is dear, and spent nowhere else.
+    HPM is shown what AutoAttack made of the base model in that one's own trial (``evaluation/lent.py``), and HPM SOLO
+    what was made for other batchings (``ledger/transfers.py``), which are no steps of a plan. Unless something was
+    fine-tuned, the FC head on its backbone *is* the original model (the split proves it, bit for bit), so the two
+    surrogates are one, listed as ``base``. Where there is no gradient, as through rounded pixels, or one that misleads,
+    the decision is smoothed instead; that is dear, and spent nowhere else.
     """
     linear = ("base", "fc") if fine_tuned else ("base",)
     transferred = tuple(Step(view, attack, MSA) for attack in ("apgd-ce", "apgd-t") for view in linear)

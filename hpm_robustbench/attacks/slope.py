@@ -77,13 +77,14 @@ def borrowed(slope: Images, view: View, x: Images, y: Labels, active: Mask) -> M
 
     Where rows are independent each active one is asked alone. Where they share a batch, that comes in two other orders,
     backwards and mixed, with which its gradient has to go: a shared slope, so all rows or none. What goes to all mates
-    alike, or to the only one there is, no order tells.
+    alike, or to the only one there is, no order tells. What is not a number is no gradient, so nobody else's either.
     """
+    slope = slope.nan_to_num(0.0, 0.0, 0.0)
 
     def change(companies: Iterable[Rows]) -> Images:
         again = slope.clone()
         for rows in companies:
-            again[rows] = slope_of(view, x[rows], y[rows], margin, active[rows])
+            again[rows] = slope_of(view, x[rows], y[rows], margin, active[rows]).nan_to_num(0.0, 0.0, 0.0)
         return again - slope
 
     if view.row_independent:

@@ -205,14 +205,16 @@ class _Shard:
         return reduce(partial(worst_of, batches=batches), judgements), fooled, misread
 
     def _bystanders(self) -> dict[str, nn.Module]:
-        """Who is shown what is made for HPM: the base model, and of images for a batch HPM as it answers each alone.
+        """Who is shown what is made for HPM: the base model, and HPM SOLO what is made for other batchings.
 
         By the column that its answers go to.
         """
         if self.plan.target != "hpm":
             return {}
-        alone = {"solo_predicted": self.subject.classifier.with_batching(Batching.SOLO)} if self.plan.coupled else {}
-        return {"base_predicted": self.subject.base, **alone}
+        bystanders: dict[str, nn.Module] = {"base_predicted": self.subject.base}
+        if self.plan.batching is not Batching.SOLO:
+            bystanders["solo_predicted"] = self.subject.classifier.with_batching(Batching.SOLO)
+        return bystanders
 
     def _scatter(self, values: Tensor, active: Mask, elsewhere: int) -> Tensor:
         """Values of the active rows as values of all rows."""

@@ -15,7 +15,7 @@ def of_run(target: Target, standing: Sequence[int], left: int, autoattack: int |
     Args:
         target: which one stood trial.
         standing: images that are right on clean input, and those that stand after each attack of its own.
-        left: those that stand after everything, what was made for another target included.
+        left: those that stand after everything, what was made for others included.
         autoattack: images that stand under standard AutoAttack, if that met the target.
         n: images of the evaluation.
     """

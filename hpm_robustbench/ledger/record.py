@@ -39,8 +39,8 @@ class StepResult:
     was wrong on some image that was submitted. ``together`` is, for a coupled target, the verdict in the one
     submission that leaves the fewest rows of the batch right; empty where it is ``verdict``. ``base_predicted`` is
     what the base model took some submitted image of the row for, where that is wrong, although the image was made for
-    HPM; empty where HPM was not attacked. ``solo_predicted`` is the same of HPM SOLO; empty where no coupled HPM was
-    attacked. ``forward`` and ``backward`` count images.
+    HPM; empty where HPM was not attacked. ``solo_predicted`` is the same of HPM SOLO; empty where no HPM in
+    another batching was attacked. ``forward`` and ``backward`` count images.
     """
 
     name: str
@@ -138,7 +138,7 @@ class RunRecord:
 
     @property
     def solo_predicted(self) -> tuple[int | None, ...]:
-        """Per row: what HPM SOLO wrongly took an image for that was made for a batch; empty if nobody asked it."""
+        """Per row: what HPM SOLO wrongly took an image for that was made for another batching; empty if not asked."""
         return self._misread("solo_predicted")
 
     def _misread(self, column: str) -> tuple[int | None, ...]:
@@ -154,8 +154,8 @@ class RunRecord:
     def batch_worst(self) -> int:
         """Rows standing when each batch meets only the one submission that hurts that batch most.
 
-        Only a plan whose steps submit whole batches (JOINT) has this number; there it is at least ``standing``. The
-        composite, once it was judged, is a submission like those of the steps.
+        Only a plan whose steps submit whole batches (JOINT) has this number. The composite, once it was judged, is a
+        submission like those of the steps; but for what it alone breaks, the number is at least ``standing``.
         """
         position = {row: i for i, row in enumerate(self[CLEAN].rows)}
         batches = [[position[row] for row in rows] for rows in self.plan.batches()]

@@ -3,7 +3,7 @@
 HPM meets many more attacks than AutoAttack, and the base's own besides. A base model that is asked only what AutoAttack
 finds would be credited with images that had fallen, had anybody shown them to it. Nor is HPM credited with an image
 that AutoAttack, in the base model's own trial, has broken in a way that breaks HPM as well; or HPM SOLO with one that
-was made for a batch and breaks it alone.
+was made for HPM in another batching and breaks it alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
 from hpm_robustbench.threat import Batching
 
 TRANSFER = "transfer"
-"""Name of the attack that shows one model what was made for the other."""
+"""Name of the attack that shows a model what was made for another, or for itself in another batching."""
 LENT = Step("base", TRANSFER, MSA)
 """The last step of HPM: what AutoAttack made of the base model. It is measured when both runs are finished."""
 
@@ -26,7 +26,7 @@ def with_transfers(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The same runs, each with what images of the others broke.
 
     That of the base model ends with a step for each run of HPM; a run of HPM with what the base model lent; and HPM
-    SOLO then with a step for each run of HPM in batches.
+    SOLO then with a step for each run of HPM in another batching.
 
     Args:
         records: finished runs of one model on the same images.
@@ -40,6 +40,11 @@ def with_lent(record: RunRecord) -> RunRecord:
         return record
     plan = replace(record.plan, steps=(*record.plan.steps, LENT))
     return replace(record, plan=plan, steps=(*record.steps, record.lent), lent=None)
+
+
+def made_for(batching: Batching) -> Step:
+    """The step that shows what was made for HPM in a batching."""
+    return Step("hpm", TRANSFER, MSA, {"batching": batching.value})
 
 
 def _made_elsewhere(record: RunRecord, records: Sequence[RunRecord]) -> list[tuple[Batching, Sequence[int | None]]]:
@@ -56,7 +61,7 @@ def _made_elsewhere(record: RunRecord, records: Sequence[RunRecord]) -> list[tup
 def _shown(record: RunRecord, made: tuple[Batching, Sequence[int | None]]) -> RunRecord:
     """The run with one step more: every row that stands meets what was made for it, where anything was."""
     batching, predicted = made
-    step = Step("hpm", TRANSFER, MSA, {"batching": batching.value})
+    step = made_for(batching)
 
     def verdict(stands: bool, taken_for: int | None) -> Verdict:
         if not stands:

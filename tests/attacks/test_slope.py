@@ -160,6 +160,18 @@ def test_of_a_shared_gradient_the_rows_that_still_stand_are_asked(hide, worlds):
     assert rows_for("misled", view, x, y, active, LINF).tolist() == (active & (hide is not None)).tolist()
 
 
+@pytest.mark.parametrize("row_independent", [True, False])
+def test_what_is_no_number_is_nobody_else_s(row_independent, worlds):
+    def broken_in_the_first(logits):
+        bad = torch.zeros_like(logits).index_fill(0, torch.tensor([0]), torch.nan)
+        return logits + logits.detach() * 0 + torch.where(bad.isnan(), (logits - logits.detach()).sqrt(), 0)
+
+    view, (x, y) = hidden(worlds, broken_in_the_first, row_independent), of_each_class(4)
+    every = torch.ones_like(y, dtype=torch.bool)
+    assert not slope_of(view, x, y, margin, every)[0].isfinite().any()
+    assert not led_by_mates(view, x, y)[0]
+
+
 def test_what_is_no_number_leads_nowhere(worlds):
     class Nowhere(worlds.World):
         row_independent = False

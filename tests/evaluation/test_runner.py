@@ -62,34 +62,38 @@ def test_the_cascade_is_stock_autoattack_row_by_row(plain: nn.Module, digits, wr
 
 
 @pytest.mark.parametrize(
-    ("batching", "steps"), [(Batching.SOLO, QUICK), (Batching.JOINT, QUICK_JOINT)], ids=["solo", "joint"]
+    ("batching", "steps"),
+    [(Batching.SOLO, QUICK), (Batching.JOINT, QUICK_JOINT), (Batching.REFERENCE, QUICK)],
+    ids=["solo", "joint", "reference"],
 )
-def test_what_is_made_for_hpm_is_shown_to_the_base_model_and_of_batches_to_hpm_alone(
-    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path, batching: Batching, steps: tuple[Step, ...]
+def test_what_is_made_for_hpm_is_shown_to_the_base_model_and_of_other_batchings_to_hpm_alone(
+    wrapped: Wrapped, digits, examples: ExampleSet, tmp_path: Path, batching: Batching, steps: tuple[Step, ...]
 ) -> None:
-    subject = subject_of(wrapped, batching)
+    beside = digits[1].images[:20] if batching is Batching.REFERENCE else None
+    subject = Subject(wrapped.classifier.with_batching(batching, beside), wrapped.base)
     record = tried(plan_of(subject, examples, steps), subject, examples, tmp_path)
     found = record.base_predicted
     labels = examples.labels.tolist()
     assert all(label is None or label != labels[row] for row, label in enumerate(found))
     carried = [row for row in range(record.n) if record.lost_to[row] in {s.name for s in steps}]
     assert 0 < sum(found[row] is not None for row in carried) <= len(carried)
-    # The same images of a step, judged by hand: what the journal says of one shard is what the base model answers.
+    # The same images of a step, judged by hand: what the journal says of one shard is what the others answer.
     first = Journal(tmp_path, record.plan).read(0, steps[0].name)
     view = make_view(steps[0].view, subject, examples.images[list(first.rows)])
     x, y = examples.images[list(first.rows)], examples.labels[list(first.rows)]
-    active = torch.tensor(record.clean_correct)[list(first.rows)]
-    plan, wrong, wrong_alone = record.plan, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
+    active, plan = torch.tensor(record.clean_correct)[list(first.rows)], record.plan
+    wrong, wrong_alone = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for x_adv in run_attack(steps[0], view, x, y, active, plan.threat, plan.seed, plan.batch_size):
         seen = active if not plan.coupled else torch.ones_like(active)
         wrong |= seen & (wrapped.base(x_adv).argmax(dim=1) != y)
-        wrong_alone |= torch.cat([wrapped.classifier(image).argmax(dim=1) for image in x_adv.split(1)]) != y
+        alone = torch.cat([wrapped.classifier(image).argmax(dim=1) for image in x_adv.split(1)])
+        wrong_alone |= seen & (alone != y)
     assert [label is not None for label in first.base_predicted] == wrong.tolist()
-    if plan.coupled:
+    if batching is Batching.SOLO:
+        assert record.solo_predicted == ()
+    else:
         assert 0 < wrong_alone.sum() < len(x)
         assert [label is not None for label in first.solo_predicted] == wrong_alone.tolist()
-    else:
-        assert record.solo_predicted == ()
 
 
 @pytest.mark.parametrize(
