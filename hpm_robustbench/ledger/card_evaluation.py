@@ -228,7 +228,9 @@ class Evaluation(Batched):
             raise ValueError("more images stand after a step than before it")
         if self.robust != cascade[-1]:
             raise ValueError("robust is not what stands after the last step")
-        if any(not self.robust.count <= m.count <= self.clean.count for m in metrics):
+        by_composite = self.aggregates.composite_alone if self.aggregates else 0  # batch-worst counts it, no other does
+        least = [self.robust.count - (by_composite if m is self.batch_worst else 0) for m in metrics]
+        if any(not low <= m.count <= self.clean.count for low, m in zip(least, metrics, strict=True)):
             raise ValueError("a metric lies outside what stands after all steps and what is right on clean images")
         if (self.batching is Batching.JOINT) != (self.batch_worst is not None):
             raise ValueError("batch_worst belongs to JOINT evaluations, and only to them")
@@ -279,6 +281,8 @@ class Evaluation(Batched):
             return self
         if self.batching is not Batching.JOINT:
             raise ValueError("aggregates belong to JOINT evaluations, and only to them")
+        if max(found.composite_by_batch or [0]) > self.batch_size:
+            raise ValueError(f"a batch of the composite counts more than {self.batch_size} images")
         if max((found.composite, *(found.clean or ()), *(found.regrouped or ()))) > self.n:
             raise ValueError(f"aggregates count more than the {self.n} images of the evaluation")
         if found.composite_alone > min(self.robust.count, self.n - found.composite):

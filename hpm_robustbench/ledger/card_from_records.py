@@ -52,7 +52,7 @@ def build_card(
     """
     check_subject(spec, records)
     _check_headline(records)
-    ordered = in_order(with_transfers(records))
+    ordered = with_transfers(in_order(records))
     more: dict[str, Any] = tuned.fields(ordered) if tuned else {}
     with contract_of(f"the runs of {spec.name}"):
         bench = HpmBench(

@@ -31,9 +31,9 @@ class Diagnostics(Block):
         n: images looked at.
         dead_cross_entropy: the gradient of cross-entropy is exactly zero, or not finite.
         dead_margin: the gradient of the margin (best other logit minus the true one) is.
-        misled: a small step along the gradient of the margin gains less than half of what it promises, or the gradient
-            is another when the image is asked alone; None for a target that couples rows, whose gradients are shared,
-            and on cards from before it was measured.
+        misled: a small step along the gradient of the margin gains less than half of what it promises, or the
+            gradient is another when the image is asked alone (earlier cards asked the promise only); None for a target
+            that couples rows, whose gradients are shared, and on cards from before it was measured.
         repeated: the same batch, asked again, was answered with other bits.
         reordered: the label changed, beyond rounding, when the batch was asked in another order.
         regrouped: the label changed, beyond rounding, in batches of other sizes.

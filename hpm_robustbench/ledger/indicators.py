@@ -135,10 +135,10 @@ def _of_slopes(found: Diagnostics, doubt: str) -> list[Indicator]:
     return [
         _indicator(
             "Slope of the margin",
-            f"a small step along it gains less than half of what it promises, or it is another alone, at {misled}",
+            f"a small step along it gains less than half of what it promises at {misled}",
             _MORE,
             f"{doubt}the gradient of the margin misleads at {misled}: a small step along it gains less than half of "
-            "what it promises, or the gradient is another when the image is asked alone",
+            "what it promises",
             fires=_beyond_chance(found.misled, found),
         )
     ]

@@ -85,7 +85,10 @@ class Row:
 
     def other_steps(self, evaluation: Evaluation | None) -> OtherSteps | None:
         """How the attacks of one of the card's evaluations differ from those of today, if they do."""
-        return other_steps(evaluation, self.msa) if evaluation and self.msa else None
+        if evaluation is None or self.msa is None:
+            return None
+        hpm = [each.batching for each in self.bench.evaluations if each.target == "hpm"]
+        return other_steps(evaluation, self.msa, [batching for batching in hpm if batching is not Batching.SOLO])
 
     @property
     def marked(self) -> bool:

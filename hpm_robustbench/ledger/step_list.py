@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.plan import Step
-from hpm_robustbench.ledger.transfers import LENT
+from hpm_robustbench.ledger.transfers import LENT, made_for
 from hpm_robustbench.threat import Batching
 
 StepsOf: TypeAlias = Callable[[Batching, bool], tuple[Step, ...]]
@@ -23,12 +23,19 @@ class OtherSteps:
     besides: tuple[str, ...]
 
 
-def other_steps(evaluation: Evaluation, msa: StepsOf) -> OtherSteps | None:
-    """How the steps of MSA differ from today's; None if they do not, or if the base model was attacked, without MSA."""
+def other_steps(evaluation: Evaluation, msa: StepsOf, beside: Sequence[Batching] = ()) -> OtherSteps | None:
+    """How the steps of MSA differ from today's; None if they do not, or if the base model was attacked, without MSA.
+
+    Args:
+        evaluation: of a card.
+        msa: the steps of today.
+        beside: the other batchings in which the card has HPM; HPM SOLO is shown what was made for them.
+    """
     if evaluation.target == "base":
         return None
     then = [step.name for step in evaluation.steps]
-    now = [step.name for step in (*msa(evaluation.batching, _fine_tuned(evaluation)), LENT)]
+    shown = [made_for(batching) for batching in beside] if evaluation.batching is Batching.SOLO else []
+    now = [step.name for step in (*msa(evaluation.batching, _fine_tuned(evaluation)), LENT, *shown)]
     found = OtherSteps(*(tuple(name for name in a if name not in b) for a, b in ((now, then), (then, now))))
     return found if found.without or found.besides else None
 

@@ -73,7 +73,10 @@ def test_what_each_attack_breaks_by_itself(place, hpm_bench, tmp_path) -> None:
         lent.unlink()
     without = json.loads(hpm_bench(*asked, "--screen", "matrix", "--format", "json").out)
     assert {row["beyond"] for row in without} == {None}, "a trial is finished when HPM has met what the base model lent"
-    for evaluation in card["hpm_bench"]["evaluations"][1:]:
+    _, solo, joint = card["hpm_bench"]["evaluations"]
+    shown = [[step["name"] for step in e["steps"] if step["attack"] == "transfer"] for e in (solo, joint)]
+    assert shown == [["transfer@base", "transfer@hpm.batching-joint"], ["transfer@base"]]
+    for evaluation in (solo, joint):
         own = [row for row in rows if row["batching"] == evaluation["batching"]]
         steps = [step for step in evaluation["steps"] if step["attack"] != "transfer"]
         assert [row["step"] for row in own] == [step["name"] for step in steps]

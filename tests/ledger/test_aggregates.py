@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.ledger.aggregates import Aggregates
+from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, read_card, write_card
@@ -62,13 +64,38 @@ def test_what_the_composite_alone_broke_is_a_flag(spec, records, aggregates):
     assert "the composite broke 3 images" in render_card(card)
 
 
+def test_what_the_composite_alone_broke_may_take_batch_worst_below_sample_worst(spec, records, tmp_path):
+    """Sample-worst does not count it; a trial that found it has a card all the same."""
+    joint = records[JOINT]
+    standing = sum(joint.standing())
+    left, by_batch = standing - 1, []
+    for batch in joint.plan.batches():
+        by_batch.append(min(left, len(batch)))
+        left -= by_batch[-1]
+    found = Aggregates(composite=standing - 1, composite_alone=1, composite_by_batch=by_batch, regroupings=[])
+    assert replace(joint, aggregates=found).batch_worst() < standing
+    data = build_card(spec, [*records[:JOINT], replace(joint, aggregates=None)], n_classes=10).to_json()
+    told = data["hpm_bench"]["evaluations"][2]
+    told["aggregates"], told["flags"] = found.model_dump(), [*told["flags"], found.flag]
+    path = tmp_path / "card.json"
+    for count, legal in ((standing - 1, True), (standing - 2, False)):
+        told["batch_worst"] = Metric.from_count(count, joint.n).model_dump()
+        path.write_text(json.dumps(data))
+        if legal:
+            read_card(path)
+        else:
+            with pytest.raises(InvalidInput, match="a metric lies outside what stands"):
+                read_card(path)
+
+
 @pytest.mark.parametrize(
     ("evaluation", "change", "message"),
     [
         (1, {}, "aggregates belong to JOINT"),
         (2, {"composite": 401}, "count more than the 400 images"),
         (2, {"regroupings": [{"clean": 401, "composite": 0}]}, "count more than the 400 images"),
-        (2, {"composite_by_batch": [200, 35]}, "hold other than as many right images as all of it"),
+        (2, {"composite_by_batch": [129, 107]}, "a batch of the composite counts more than 128 images"),
+        (2, {"composite_by_batch": [100, 35]}, "hold other than as many right images as all of it"),
         (2, {"composite_alone": 399}, "broke more images than stood"),
         (2, {"composite_alone": 1}, "raise a flag that is not among the flags"),
     ],
@@ -98,7 +125,8 @@ def test_batch_worst_is_never_above_the_composite(card, aggregates, tmp_path):
     data = card.to_json()
     joint = data["hpm_bench"]["evaluations"][2]
     few = joint["batch_worst"]["count"] - 1
-    joint["aggregates"] = {**aggregates.model_dump(), "composite": few, "composite_by_batch": [few]}
+    by_batch = [few // 4, few // 4, few // 4, few - 3 * (few // 4)]
+    joint["aggregates"] = {**aggregates.model_dump(), "composite": few, "composite_by_batch": by_batch}
     path = tmp_path / "card.json"
     path.write_text(json.dumps(data))
     with pytest.raises(InvalidInput, match="batch_worst is above what stands in the composite"):

@@ -38,7 +38,7 @@ FAULTS = [
     (
         {"misled": 2},
         f"{DOUBT}: the gradient of the margin misleads at 2 of 64 images: a small step along it gains less than half "
-        "of what it promises, or the gradient is another when the image is asked alone",
+        "of what it promises",
     ),
     ({"repeated": 1}, f"{DOUBT}: 1 of 64 images got another answer when they were asked again"),
     ({"reordered": 1}, f"{DOUBT}: 1 of 64 images got another label in another order of the same batch"),

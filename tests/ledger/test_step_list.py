@@ -16,7 +16,7 @@ from hpm_robustbench.ledger.plan import MSA, Step
 from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.step_list import OtherSteps, other_steps
-from hpm_robustbench.ledger.transfers import LENT
+from hpm_robustbench.ledger.transfers import LENT, TRANSFER, made_for
 from hpm_robustbench.threat import Batching
 
 
@@ -30,7 +30,10 @@ def lent(record: RunRecord) -> RunRecord:
 @pytest.fixture
 def card(spec, records):
     base, *hpm = records
-    return build_card(spec, [base, *map(lent, hpm)], n_classes=10)
+    solo, joint = map(lent, hpm)
+    first, *others = joint.steps
+    joint = replace(joint, steps=(replace(first, solo_predicted=(None,) * joint.n), *others))
+    return build_card(spec, [base, solo, joint], n_classes=10)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def as_it_was(card):
     def steps(batching: Batching, fine_tuned: bool) -> tuple[Step, ...]:
         met = card.hpm_bench.evaluation("hpm", batching).steps
         return tuple(
-            Step(step.view, step.attack, step.group, step.parameters) for step in met if step.name != LENT.name
+            Step(step.view, step.attack, step.group, step.parameters) for step in met if step.attack != TRANSFER
         )
 
     return steps
@@ -52,7 +55,21 @@ def with_one_more(as_it_was):
 
 
 def test_the_same_steps_are_no_other_ones(card, as_it_was):
-    assert [other_steps(evaluation, as_it_was) for evaluation in card.hpm_bench.evaluations] == [None] * 3
+    joint = [Batching.JOINT]
+    assert [other_steps(evaluation, as_it_was, joint) for evaluation in card.hpm_bench.evaluations] == [None] * 3
+
+
+def test_hpm_alone_is_shown_what_was_made_for_the_joint_of_its_card(spec, records, card, as_it_was):
+    """Where there is one; and a card that has one and never showed it is marked."""
+    told = made_for(Batching.JOINT).name
+    base, *hpm = records
+    [track] = tracks([build_card(spec, [base, *map(lent, hpm)], n_classes=10)], as_it_was)
+    row = track.rows[0]
+    assert row.other_steps(row.solo) == OtherSteps(without=(told,), besides=())
+    assert row.other_steps(row.joint) is None
+    assert other_steps(card.hpm_bench.headline, as_it_was) == OtherSteps(without=(), besides=(told,))
+    [track] = tracks([build_card(spec, [base, lent(hpm[0])], n_classes=10)], as_it_was)
+    assert not track.rows[0].marked
 
 
 @pytest.mark.parametrize("batching", list(Batching))
@@ -77,7 +94,7 @@ def test_what_is_missing_and_what_was_dropped_are_named(card, as_it_was):
         first, *rest = as_it_was(batching, fine_tuned)
         return (replace(first, parameters={"targets": 3}), *rest)
 
-    found = other_steps(card.hpm_bench.headline, newer)
+    found = other_steps(card.hpm_bench.headline, newer, [Batching.JOINT])
     assert found == OtherSteps(without=("apgd-ce@hpm.targets-3",), besides=("apgd-ce@hpm",))
 
 
