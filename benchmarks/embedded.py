@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ class Embedded:
             if isinstance(plan, Plan) and plan.target == "hpm":
                 yield Trial(plan, subject, torch.tensor(self._records[plan.batching.value].standing()))
 
-    @property
+    @cached_property
     def _records(self) -> dict[str, RunRecord]:
         """By batching; that of the base model by its name."""
         finished = [Journal(self.case.output / "runs", plan).record() for plan, _ in self.case.trials]

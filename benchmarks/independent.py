@@ -19,7 +19,8 @@ def taken(trial: Trial, x: Tensor, y: Tensor) -> int:
     """Standing images that he breaks."""
     classifier, eps = trial.subject.classifier, float(trial.plan.threat.eps)
     if trial.plan.batching is Batching.SOLO:
-        return int((trial.standing & misclassified(classifier, x, y, eps, restarts=27, steps=100)).sum())
+        left = trial.standing
+        return int(misclassified(classifier, x[left], y[left], eps, restarts=27, steps=100).sum())
     found = 0
     for rows in trial.plan.batches():
         left = trial.standing[rows]

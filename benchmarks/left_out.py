@@ -45,6 +45,7 @@ LEFT_OUT = {
         *(_step(view, "joint", loss="ce") for view in ("soft-0.1", "batch", "mixed")),
         *(_step("hpm", "gmsa", space=space) for space in ("avg", "min")),
         *(_step("hpm", "joint-conjunction", target_rank=rank) for rank in (2, 3)),
+        *(_step(view, "alone", steps=100) for view in ("base", "l2")),
         *(_step("l2", attack) for attack in ("apgd-ce", "fab-t", "square")),
         *(_step("frozen", attack) for attack in ("apgd-ce", "apgd-t", "fab-t", "square")),
         _step("hpm", "joint-smoothed", steps=20, targets=1),

@@ -34,7 +34,7 @@ class Tried:
     @property
     def base_autoattack(self) -> np.ndarray:
         """What stands on the defence under standard AutoAttack, per row."""
-        return np.array(self.record("base").standing())
+        return np.array(self.record("base").standing(AUTOATTACK))
 
     @property
     def autoattack(self) -> np.ndarray:
