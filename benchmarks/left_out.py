@@ -40,6 +40,7 @@ LEFT_OUT = {
     Batching.JOINT: (
         _step("hpm", "in-turns", turns=3, own_steps=30),
         _step("hpm", "joint", loss="margin", steps=25, victims=1),
+        *(_step("hpm", "joint", loss=loss, restarts=5) for loss in ("ce", "dlr")),
         *(_step("base", attack) for attack in ("fab-t", "square")),
         *(_step("hpm", "joint", loss="targeted", target_rank=rank) for rank in (2, 3, 4)),
         *(_step(view, "joint", loss="ce") for view in ("soft-0.1", "batch", "mixed")),

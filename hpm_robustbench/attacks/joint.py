@@ -7,6 +7,7 @@ different iterates are never put together: each submission is one iterate, as th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 
@@ -32,6 +33,7 @@ def _joint(
     *,
     loss: str = "ce",
     steps: int = 100,
+    restarts: int = 1,
     target_rank: int = 2,
     victims: int = 0,
     move: str = ALL,
@@ -40,15 +42,16 @@ def _joint(
     """Move the batch so that its active rows err, all at once or ``victims`` of them at a time.
 
     ``loss`` is ``ce``, ``dlr``, ``margin`` or ``targeted``, which aims each row at the class of rank ``target_rank``
-    (2 is the runner-up) among the view's clean logits. A few victims at a time are a strong attack on a coupled
-    defence, and a dear one: all others move for them alone. ``move`` says which rows the attacker has: ``all``, the
-    victims themselves beside clean mates (``own``), or only ``movers`` of the rows that follow them (``mates``, 0 for
-    all of these), while the victims stay as they are.
+    (2 is the runner-up) among the view's clean logits. A restart begins at other random points, for the rows that
+    still stand. A few victims at a time are a strong attack on a coupled defence, and a dear one: all others move for
+    them alone. ``move`` says which rows the attacker has: ``all``, the victims themselves beside clean mates
+    (``own``), or only ``movers`` of the rows that follow them (``mates``, 0 for all of these), while the victims stay
+    as they are.
     """
     view = Remembering(view)
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
     won = torch.zeros_like(active)
-    for group in _groups(active, victims):
+    for restart, group in product(range(restarts), _groups(active, victims)):
         wanted = group & ~won
         if not wanted.any():
             continue
@@ -59,7 +62,7 @@ def _joint(
             x,
             threat,
             steps=steps,
-            start=seeded(seed),
+            start=seeded(seed + restart),
             free=wanted if view.row_independent else _movable(wanted, move, movers),
             observe=kept.observe,
         )

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpm_robustbench.attacks.apgd import ascend
 from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.attacks.whole_batches import Cover, Remembering
 from hpm_robustbench.errors import UnknownName
@@ -42,6 +43,22 @@ def test_reaches_the_best_whole_batch(loss, own, shared, worlds):
     assert (world.predict(x) == 0).all()
     found = int((world.predict(joint(world, x, y, loss=loss, steps=50)) == 1).sum())
     assert found == world.most_wrong(x, THREAT) == 10
+
+
+def test_a_restart_begins_elsewhere_for_what_still_stands(worlds, monkeypatch):
+    world, x, y = coupled(worlds, 1.0, 1.0)
+    starts = []
+
+    def spy(*arguments, start, **rest):
+        starts.append(start.initial_seed())
+        return ascend(*arguments, start=start, **rest)
+
+    monkeypatch.setattr("hpm_robustbench.attacks.joint.ascend", spy)
+    once = answers_of(world, x, y, seed=7, steps=20)
+    thrice = answers_of(world, x, y, seed=7, steps=20, restarts=3)
+    assert starts == [7, 7, 8, 9]
+    assert len(thrice) >= len(once)
+    assert all(torch.equal(a, b) for a, b in zip(once, thrice, strict=False))
 
 
 def test_cross_terms_count(worlds):
