@@ -202,9 +202,9 @@ def _of_budgets(found: Diagnostics) -> Indicator:
     return _indicator(
         "Budget up to the whole box",
         "standing: " + ", ".join(f"{point.standing} at {point.multiple:.4g} eps" for point in found.budgets),
-        f"rises, or does not end at 0, by {_MORE}",
+        f"rises by {_MORE}, or does not end at 0",
         f"the gradient attack fails: {flag}",
-        fires=bool(rises) or _beyond_chance(last, found),
+        fires=bool(rises) or last > 0,
     )
 
 

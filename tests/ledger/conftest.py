@@ -329,6 +329,7 @@ def golden(golden_cards) -> Path:
         for each in golden_cards:
             write_card(each, folder / "model_cards")
         build(folder / "model_cards", folder / "leaderboard")
+        (folder / "leaderboard" / "published.html").unlink()  # the project's own board holds it
     return folder
 
 
