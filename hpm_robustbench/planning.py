@@ -13,6 +13,7 @@ import torch
 from hpm_robustbench.attacks.protocols import COUPLED_THREATS, find_protocol
 from hpm_robustbench.data import CorruptedSource, ExampleSet
 from hpm_robustbench.evaluation.identity import LAB, code_sha256, subject_sha256
+from hpm_robustbench.ledger.coupling import COUPLING
 from hpm_robustbench.ledger.plan import (
     CORRUPTIONS,
     MSA,
@@ -26,7 +27,7 @@ from hpm_robustbench.ledger.plan import (
     digest,
 )
 from hpm_robustbench.load import Wrapped
-from hpm_robustbench.run_options import COUPLING, RunOptions
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching, Composition, Corruptions, ThreatModel

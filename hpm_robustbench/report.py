@@ -194,6 +194,7 @@ def _judged(bench: HpmBench, verdict: Verdict) -> str:
 
 def screen_rows(screen: Screen) -> list[dict[str, Any]]:
     """What stood after a screen, one row per trial; of a matrix, one for each step of a trial."""
+    from hpm_robustbench.ledger.coupling import standing
     from hpm_robustbench.ledger.matrix import matrix_rows
 
     if screen.is_matrix:
@@ -208,7 +209,7 @@ def screen_rows(screen: Screen) -> list[dict[str, Any]]:
             "batches": record.plan.composition.value,
             "n": record.n,
             "clean": round(100 * sum(record.clean_correct) / record.n, 2),
-            "at_most": round(100 * sum(record.standing()) / record.n, 2),
+            "at_most": round(100 * sum(standing(record, screen.records)) / record.n, 2),
             "passes_per_image": round(record.passes / record.n),
         }
         for record in screen.records

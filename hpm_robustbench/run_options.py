@@ -8,6 +8,7 @@ from typing import Any
 
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.ledger.coupling import COUPLING
 from hpm_robustbench.ledger.matrix import MATRIX
 from hpm_robustbench.ledger.plan import QUICK
 from hpm_robustbench.threat import Batching, Composition
@@ -15,7 +16,6 @@ from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.recipe import Tuning
 from hpm_robustbench.weights import STRICT, Trust
 
-COUPLING = "coupling"
 SCREENS = (QUICK, COUPLING, MATRIX)
 
 

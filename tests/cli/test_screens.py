@@ -9,7 +9,9 @@ from click.testing import CliRunner
 
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import UnknownName, UsageProblem
+from hpm_robustbench.ledger.coupling import CAN_ALSO
 from hpm_robustbench.pipeline import evaluate, screen
+from hpm_robustbench.report import screen_rows
 from hpm_robustbench.request import spec_to_run
 from hpm_robustbench.run_options import RunOptions
 
@@ -50,15 +52,16 @@ def test_nothing_is_screened_under_corruptions(tmp_path) -> None:
 
 
 def test_what_batch_mates_can_do_to_each_other(tmp_path) -> None:
-    """Whoever has more rows in hand breaks at least as much; one mate of many does the least."""
+    """Whoever can do all that another can is said to break all that the other has broken, in batches of every size."""
     spec = spec_to_run(MODEL, None, None, None)
-    records = screen(spec, RunOptions(n_ex=16, joint_size=16, output=tmp_path, screen="coupling")).records
-    assert {record.plan.batch_size for record in records} == {2, 4, 16}
-    standing = {r.plan.protocol: sum(r.standing()) for r in records if r.plan.batch_size == 16}
-    clean = sum(records[-1].clean_correct)
-    assert standing["the image itself, mates clean"] <= standing["the image itself, mates clean and unknown"] < clean
-    assert standing["the image and all its mates"] <= standing["the image itself, mates clean"] < clean
-    assert standing["all mates, not the image"] <= standing["one mate, not the image"] <= clean
+    shown = screen_rows(screen(spec, RunOptions(n_ex=16, joint_size=16, output=tmp_path, screen="coupling")))
+    assert {row["batch_size"] for row in shown} == {2, 4, 16}
+    assert {row["protocol"] for row in shown} == set(CAN_ALSO)
+    at_most = {(row["batch_size"], row["protocol"]): row["at_most"] for row in shown}
+    for (size, attacker), left in at_most.items():
+        assert all(left <= at_most[size, weaker] for weaker in CAN_ALSO[attacker])
+        assert left <= shown[0]["clean"]
+    assert at_most[16, "the image itself, mates clean"] < shown[0]["clean"]
 
 
 def test_what_each_attack_breaks_by_itself(place, hpm_bench, tmp_path) -> None:
