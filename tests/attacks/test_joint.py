@@ -126,8 +126,9 @@ def test_no_row_that_an_iterate_had_wrong_is_forgotten(worlds):
     assert len(answers) <= 2
 
 
-def test_mates_give_themselves_up_for_the_row_that_is_left(worlds):
-    """A row that only its mates can break, against their own interest, falls once it is the only active one."""
+@pytest.fixture
+def ward(worlds):
+    """A row that only its mates can break, against their own interest; each of them moves it by half of the mean."""
 
     class Ward(worlds.World):
         row_independent = False
@@ -137,10 +138,40 @@ def test_mates_give_themselves_up_for_the_row_that_is_left(worlds):
             lead = torch.stack([0.3 - level[1:].mean(), *(level[1:] - 0.7)])
             return torch.stack([-lead, lead], 1)
 
-    world, x, y = Ward(), torch.full((3, 1, 2, 2), 0.35), torch.zeros(3, dtype=torch.long)
+    return Ward(), torch.full((3, 1, 2, 2), 0.35), torch.zeros(3, dtype=torch.long)
+
+
+def test_mates_give_themselves_up_for_the_row_that_is_left(ward):
+    """It falls once it is the only active one."""
+    world, x, y = ward
     assert (world.predict(joint(world, x, y, steps=20)) == 0).all(), "the mates' own losses pull the other way"
     active = torch.tensor([True, False, False])
     assert world.predict(joint(world, x, y, active, steps=20)).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("level", "falls_to"),
+    [(0.34, {"one", "two", "all"}), (0.36, {"two", "all"}), (0.41, set())],
+    ids=["one mate will do", "both are needed", "nobody can"],
+)
+def test_poisoned_mates_break_a_victim_that_is_not_touched(ward, level, falls_to):
+    """Mates move by 0.1 at most, and the level of one of them weighs half: he lowers their mean by 0.05."""
+    world, x, y = ward
+    x, active = torch.full_like(x, level), torch.tensor([True, False, False])
+    in_hand = {
+        "own": {"move": "own"},
+        "one": {"move": "mates", "movers": 1},
+        "two": {"move": "mates"},
+        "all": {"move": "all"},
+    }
+    found = {
+        who: joint(world, x, y, active, loss="margin", steps=20, victims=1, **what) for who, what in in_hand.items()
+    }
+    assert {who for who, x_adv in found.items() if world.predict(x_adv)[0] == 1} == falls_to
+    moved = {who: (x_adv != x).flatten(1).any(1).tolist() for who, x_adv in found.items()}
+    assert not moved["one"][0] and not moved["two"][0], "the victim stays as it is"
+    assert moved["own"][1:] == [False, False]
+    assert not moved["one"][2], "one mate is one mate"
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12))
