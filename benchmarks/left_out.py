@@ -1,11 +1,11 @@
 """Steps that MSA leaves out: would one of them, added at its end, take an image that it left?
 
-    python -m benchmarks.left_out --output DIR [--recipe uniform-v1] [--n-ex 500]
+    python -m benchmarks.left_out --output DIR [--batching joint]
+    python -m benchmarks.left_out --output DIR --data DIR --card model_cards/cifar10/Linf/CrownCnnA-Adversarial.json
 
-The embedded model goes the public road first (what lies finished in DIR is not done again). Then every step below meets
-the images that still stand, as if MSA had it last: how many it met and took, and its passes over those of standard
-AutoAttack on the base model. The first line of each trial repeats one of MSA's own steps with a larger budget: so much
-takes whoever only tries longer.
+Every step below meets the images that stand in a card (the embedded model's by default), as if MSA had it last: how
+many it met and took, and its passes over those of standard AutoAttack on the base model. The first line of each trial,
+under SOLO the first three, repeat one of MSA's own steps with a larger budget: so much takes whoever only tries longer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from benchmarks.embedded import Embedded, tried
-from hpm_robustbench.attacks.registry import run_attack
+from benchmarks.behind import Trial, Tried, tried
+from hpm_robustbench.attacks.registry import find_attack, run_attack
 from hpm_robustbench.evaluation.judge import judge
-from hpm_robustbench.ledger.plan import MSA, Plan, Step
+from hpm_robustbench.ledger.plan import MSA, Step
 from hpm_robustbench.ledger.record import Verdict
-from hpm_robustbench.surrogates.views import Subject, make_view
+from hpm_robustbench.surrogates.views import make_view
 from hpm_robustbench.threat import Batching
 
 
@@ -29,6 +29,7 @@ def _step(view: str, name: str, **parameters: int | float | str) -> Step:
 
 LEFT_OUT = {
     Batching.SOLO: (
+        _step("hpm", "hard-label", queries=10000),
         _step("hpm", "conjunction", steps=200),
         _step("hpm", "conjunction", softness=0.05),
         *(_step("base", attack) for attack in ("fab-t", "square")),
@@ -61,32 +62,43 @@ def steps_behind(batching: Batching, fine_tuned: bool) -> tuple[Step, ...]:
     return steps + tuple(replace(step, view="fc") for step in steps if step.view == "base" and fine_tuned)
 
 
-def taken(step: Step, plan: Plan, subject: Subject, x: Tensor, y: Tensor, standing: Tensor) -> tuple[int, int]:
+def moved(step: Step, trial: Trial) -> Tensor:
+    """Rows that the step moves: [N], a mask.
+
+    Under JOINT a mate that has fallen need not stay clean. Whoever moves each row for its own sake moves all that are
+    right without any attack, whoever has victims those that stand.
+    """
+    for_itself = find_attack(step.attack).requires_row_independence or step.attack in ("gmsa", "noise")
+    return trial.right if for_itself and trial.plan.batching is Batching.JOINT else trial.standing
+
+
+def taken(step: Step, trial: Trial, x: Tensor, y: Tensor) -> tuple[int, int]:
     """Standing rows that the step breaks, batch by batch, and its passes."""
+    plan, standing, moving = trial.plan, trial.standing, moved(step, trial)
     broken = passes = 0
     for rows in plan.batches():
         if not standing[rows].any():
             continue
-        view, whole = make_view(step.view, subject, x[rows]), [slice(None)]
+        view, whole = make_view(step.view, trial.subject, x[rows]), [slice(None)]
         left = standing[rows].clone()
-        for x_adv in run_attack(step, view, x[rows], y[rows], standing[rows], plan.threat, plan.seed, plan.batch_size):
-            left &= judge(subject.target_logits, x[rows], x_adv, y[rows], plan.threat, whole).verdict != Verdict.BROKEN
+        for x_adv in run_attack(step, view, x[rows], y[rows], moving[rows], plan.threat, plan.seed, plan.batch_size):
+            verdict = judge(trial.subject.target_logits, x[rows], x_adv, y[rows], plan.threat, whole).verdict
+            left &= verdict != Verdict.BROKEN
         broken += int((standing[rows] & ~left).sum())
         passes += view.cost.forward + view.cost.backward
     return broken, passes
 
 
-def report(embedded: Embedded) -> None:
+def report(found: Tried) -> None:
     """A line for each step of each trial of HPM."""
-    fine_tuned = embedded.tuning is not None and embedded.tuning.moves_fc
-    for trial in embedded.trials():
-        plan, standing = trial.plan, trial.standing
-        print(f"{plan.model}, {plan.batching.value}: {int(standing.sum())} of {len(standing)} stand under MSA")
-        for step in steps_behind(plan.batching, fine_tuned):
-            broken, passes = taken(step, plan, trial.subject, embedded.images, embedded.labels, standing)
-            multiple = passes / embedded.autoattack_passes
+    for trial in found.trials():
+        plan = trial.plan
+        print(f"{plan.model}, {plan.batching.value}: {int(trial.standing.sum())} of {plan.examples.n} stand under MSA")
+        for step in steps_behind(plan.batching, fine_tuned=any(step.view == "fc" for step in plan.steps)):
+            broken, passes = taken(step, trial, found.images, found.labels)
+            multiple = passes / found.autoattack_passes
             print(f"    {step.name:50} takes {broken:3}  {multiple:6.2f} x AutoAttack", flush=True)
 
 
 if __name__ == "__main__":
-    report(tried(__doc__))
+    report(tried(__doc__, *LEFT_OUT))

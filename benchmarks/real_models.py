@@ -115,6 +115,11 @@ def weights_path(model: RealModel, data: Path) -> Path:
     return Path(spec.submodule_search_locations[0]) / name
 
 
+def open_images(dataset: str, data: Path, folder: Path) -> Path:
+    """What ``--data`` takes for a dataset of these models; CIFAR-10 is put together in the folder."""
+    return data / dataset if dataset == "mnist" else write_cifar10(data / "cifar10", folder / "cifar10.npz")
+
+
 def command(name: str, model: RealModel, data: Path, images: Path, about: Path, arguments: list[str]) -> list[str]:
     """The ``hpm-bench`` call that tries a model."""
     facts = {key: getattr(model, key) for key in ("architecture", "title", "authors", "link", "license")}
@@ -135,9 +140,8 @@ def main() -> None:
     parser.add_argument("--n-ex", type=int, default=1000)
     given, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        images = {"mnist": given.data / "mnist"}
-        if any(MODELS[name].dataset == "cifar10" for name in given.only):
-            images["cifar10"] = write_cifar10(given.data / "cifar10", Path(folder) / "cifar10.npz")
+        datasets = {MODELS[name].dataset for name in given.only}
+        images = {dataset: open_images(dataset, given.data, Path(folder)) for dataset in datasets}
         for name in given.only:
             model = MODELS[name]
             arguments = ["--output", str(given.output), "--n-ex", str(given.n_ex), *more]

@@ -25,6 +25,7 @@ class Tried:
     """A finished trial of a planted defence."""
 
     planted: Planted
+    world: Digits
     outcome: Outcome
 
     def record(self, target: str, batching: Batching = Batching.SOLO) -> RunRecord:
@@ -75,7 +76,7 @@ def attempt(planted: Planted, world: Digits, batchings: tuple[Batching, ...] = (
             output=Path(folder),
             defence=HPMConfig(**planted.knobs),
         )
-    return Tried(planted, outcome)
+    return Tried(planted, world, outcome)
 
 
 def wrapped(planted: Planted, world: Digits) -> HPMClassifier:

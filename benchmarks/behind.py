@@ -1,0 +1,175 @@
+"""Images that stood in the trial behind a card, for benchmarks that look for what MSA left."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.real_models import MODELS, open_images, weights_path
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.ledger.card_bench import HpmBench
+from hpm_robustbench.ledger.card_evaluation import Evaluation, Threat
+from hpm_robustbench.ledger.model_card import read_card
+from hpm_robustbench.ledger.plan import Plan
+from hpm_robustbench.ledger.provenance import fates
+from hpm_robustbench.ledger.record import CLEAN
+from hpm_robustbench.pipeline import Case, prepare
+from hpm_robustbench.request import find_spec, own_spec, run_options
+from hpm_robustbench.surrogates.views import Subject
+from hpm_robustbench.threat import Batching
+from hpm_robustbench.zoo.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path("model_cards/digits/Linf/Digits2026ResNet-Linf.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One trial of HPM: its plan, who stood it, and the step that each fallen row fell to, ``clean`` among them.
+
+    Under SOLO the card tells of what was made for JOINT, too.
+    """
+
+    plan: Plan
+    subject: Subject
+    fallen: Mapping[int, str]
+
+    @property
+    def right(self) -> Tensor:
+        """Rows that are right without any attack: [N], a mask."""
+        return self.mask(row for row in range(self.plan.examples.n) if self.fallen.get(row) != CLEAN)
+
+    @property
+    def standing(self) -> Tensor:
+        """Rows that no step has taken: [N], a mask."""
+        return self.mask(row for row in range(self.plan.examples.n) if row not in self.fallen)
+
+    def mask(self, rows: Iterable[int]) -> Tensor:
+        """Of these rows: [N]."""
+        chosen = torch.zeros(self.plan.examples.n, dtype=torch.bool)
+        chosen[list(rows)] = True
+        return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A model ready for trial, and what its card says of the trials that it has had."""
+
+    case: Case
+    bench: HpmBench
+    batchings: tuple[Batching, ...]
+
+    @property
+    def images(self) -> Tensor:
+        return self.case.test.images
+
+    @property
+    def labels(self) -> Tensor:
+        return self.case.test.labels
+
+    @property
+    def autoattack_passes(self) -> float:
+        """Of standard AutoAttack on the base model, for all images."""
+        base = self.bench.evaluation("base", Batching.SOLO)
+        assert base is not None
+        return base.passes * base.n
+
+    def trials(self) -> Iterator[Trial]:
+        """Those of HPM.
+
+        Raises:
+            UsageProblem: the card tells of other images, batches, seeds or budgets, or not of rows.
+        """
+        for plan, subject in self.case.trials:
+            if not isinstance(plan, Plan) or plan.target != "hpm" or plan.batching not in self.batchings:
+                continue
+            evaluation = self._told(plan)
+            if evaluation.state_sha256 != plan.state_sha256:
+                log.warning("%s: other last bits than the card's; prototypes were summed on another CPU", plan.model)
+            assert evaluation.provenance is not None
+            yield Trial(plan, subject, {row: step for row, (step, _) in fates(evaluation.provenance).items()})
+
+    def _told(self, plan: Plan) -> Evaluation:
+        found = self.bench.evaluation("hpm", plan.batching)
+        if found is None or found.provenance is None or found.trial != plan.trial:
+            raise UsageProblem(
+                wanted=f"a card that tells which rows fell in the trial {plan.trial}",
+                got="none" if found is None else f"one of {found.trial}",
+                next_step="give --card the card of this very trial",
+            )
+        return found
+
+
+def tried(description: str | None, *batchings: Batching) -> Tried:
+    """The model of the card that the command line names, ready for the trials that the card tells of.
+
+    Nobody is attacked. What is fine-tuned is trained anew where ``--output`` does not hold it.
+
+    Args:
+        description: of the benchmark.
+        batchings: the ones that it knows; all unless the command line names one.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--card", type=Path, default=EMBEDDED)
+    parser.add_argument("--batching", choices=[batching.value for batching in batchings])
+    parser.add_argument("--data", type=Path, help="Holds weights and images, as for benchmarks.real_models.")
+    parser.add_argument("--output", type=Path, required=True, help="Takes prototypes, images and what is fine-tuned.")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = read_card(given.card).hpm_bench
+    assert isinstance(bench, HpmBench)
+    asked = batchings if given.batching is None else (Batching(given.batching),)
+    case = _prepared(bench, given.data, given.output)
+    return Tried(case, bench, asked)
+
+
+def _prepared(bench: HpmBench, data: Path | None, output: Path) -> Case:
+    """The case behind a card; no card is written, so none that lies there is in the way."""
+    headline = bench.headline
+    options = run_options(
+        batching=[e.batching.value for e in bench.evaluations if e.target == "hpm"],
+        batch_size=headline.batch_size,
+        knobs=(),
+        n_ex=headline.n,
+        seed=headline.seed,
+        data=None if data is None else open_images(headline.dataset, data, output),
+        output=output,
+        overwrite=True,
+        **_tuning(bench),
+    )
+    return prepare(_spec(bench.base_model, data, headline.threat), options)
+
+
+def _spec(name: str, data: Path | None, threat: Threat) -> ModelSpec:
+    if name not in MODELS:
+        return find_spec(name)
+    if data is None:
+        raise UsageProblem(wanted=f"--data, with {name}'s weights and images", got="none", next_step="add it")
+    real = MODELS[name]
+    return own_spec(
+        real.factory,
+        str(weights_path(real, data)),
+        name=name,
+        head=None,
+        about=None,
+        dataset=real.dataset,
+        threat_model=threat.norm.value,
+        eps=threat.eps,
+    )
+
+
+def _tuning(bench: HpmBench) -> dict[str, Any]:
+    """What the card says of its fine-tuning, as ``run_options`` takes it."""
+    parser = argparse.ArgumentParser()
+    for option in ("--recipe", "--control"):
+        parser.add_argument(option)
+    parser.add_argument("--tune", action="append", default=[])
+    return vars(parser.parse_args(bench.tuning["options"] if bench.tuning else []))
