@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from cifar10 import images_of
 from real_networks import lenet5, resnet4b, resnet20
 from torch import nn
-from validation.independent import misclassified
+from validation.independent import misclassified, misclassified_one_by_one
 from validation.trial import record_of
 
 import hpm_robustbench
@@ -63,6 +63,8 @@ ROBUST = Real(resnet4b, "resnet4b.pth", "2/255")
 MISLEADING = Real(lenet5, "mnist_lenet5_advtrained.pt", "0.3", "mnist")
 """Its gradients lead astray at many images: Square breaks what they leave."""
 UNDEFENDED = Real(resnet20, "resnet20-12fca82f.th", "8/255")
+HARDLY_ATTACKED = replace(UNDEFENDED, eps="1/510")
+"""So little that most images stand."""
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +149,21 @@ def test_an_attacker_of_other_making_finds_nothing_more(robust: Tried, batching:
     assert (robust.standing("hpm", batching) & wrong).sum() <= MISSED
 
 
-def test_at_beta_1_the_rows_are_autoattack_s_on_the_network_itself(data: Path, tmp_path: Path) -> None:
-    tried = attempt(ROBUST, data, tmp_path, (), beta=1.0)
+def test_nor_does_he_after_one_image_at_a_time(robust: Tried) -> None:
+    """All of the batch moves for it; so he takes himself what stands alone and falls by its mates."""
+    hpm = hpm_robustbench.wrap(deepcopy(robust.network), robust.train.images, robust.train.labels)
+    standing, alone = robust.standing("hpm", Batching.JOINT), robust.standing("hpm")
+    by_mates, left = (alone & ~standing).nonzero()[0].tolist(), standing.nonzero()[0].tolist()
+    x, y, eps = robust.test.images, robust.test.labels, float(robust.record("hpm").plan.threat.eps)
+    joint, rows = hpm.with_batching(Batching.JOINT), by_mates + left
+    wrong = misclassified_one_by_one(joint, x, y, eps, rows, restarts=4, steps=40)
+    assert 2 * wrong[by_mates].sum() >= len(by_mates) > 0
+    assert wrong[left].sum() <= MISSED
+
+
+@pytest.mark.parametrize("real", [ROBUST, HARDLY_ATTACKED], ids=["robust", "undefended"])
+def test_at_beta_1_the_rows_are_autoattack_s_on_the_network_itself(real: Real, data: Path, tmp_path: Path) -> None:
+    tried = attempt(real, data, tmp_path, (), beta=1.0)
     plain = tried.standing("base", group=AUTOATTACK)
     assert 0 < plain.sum() < IMAGES
     assert (tried.standing("hpm") != plain).sum() <= NOISE
