@@ -22,6 +22,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_SHOWN = 40
+"""Names that a message lists in full; all knobs of a recipe, not all models."""
+
 
 class HpmBenchError(Exception):
     """Base of every expected failure; prints as ``wanted X; got Y. Next: Z``."""
@@ -40,20 +43,26 @@ class UsageProblem(HpmBenchError):
 
 
 class UnknownName(UsageProblem):
-    """A name that nobody registered; the message shows the nearest known ones, or those that contain it."""
+    """A name that nobody registered; the message shows the nearest known ones, those that contain it, or some."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, next_step: str | None = None) -> None:
         known = sorted(known)
         folded = {candidate.casefold(): candidate for candidate in known}
         near = [folded[hit] for hit in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
         near = near or [candidate for candidate in known if name and name.casefold() in candidate.casefold()][:8]
-        shown = near or known[:8]
-        suggestion = f"did you mean {' or '.join(shown)}?" if near else f"known: {', '.join(shown) or 'none'}"
+        suggestion = f"did you mean {' or '.join(near)}?" if near else f"known: {_some(known)}"
         super().__init__(
             wanted=f"a known {kind}",
             got=repr(name),
             next_step=f"{suggestion} {next_step}" if next_step else suggestion,
         )
+
+
+def _some(names: list[str]) -> str:
+    """As many as a person can read, and how many more there are."""
+    shown = names if len(names) <= _MOST_SHOWN else names[:8]
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return f"{', '.join(shown) or 'none'}{more}"
 
 
 class BatchCoupled(UsageProblem):

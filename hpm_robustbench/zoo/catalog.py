@@ -60,7 +60,7 @@ class Catalog:
             self._tell_if_without_weights(name, dataset, threat_model)
         if not named:
             near = self.specs(dataset, threat_model) or self._specs
-            raise UnknownName("model", name, {spec.name for spec in near})
+            raise UnknownName("model", name, {spec.name for spec in near}, next_step="See `hpm-bench list`.")
         for default in ((_DEFAULT_DATASET, None), (None, _DEFAULT_THREAT)):
             hits = [spec for spec in hits if _is_on(spec, *default)] or hits
         if len(hits) != 1:

@@ -28,3 +28,5 @@ def test_kept_images_break_again_in_another_process(place, hpm_bench: Callable, 
     assert missing.code == 4
     assert "no such file" in missing.err
     assert missing.out == ""
+    other = hpm_bench(*command, "--verify", "--seed", "1")
+    assert "finished run" in other.err, "the card there is of another seed, and in nobody's way"
