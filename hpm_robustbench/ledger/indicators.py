@@ -96,7 +96,7 @@ def of_black_boxes(broken: Sequence[tuple[str, int]], n: int) -> Indicator:
     wins = [f"{name} won {count} images" for name, count in broken if overstates(count, n)]
     return _indicator(
         "Attacks without gradients",
-        f"broke {sum(count for _, count in broken)} of {n} images that gradient attacks had left standing",
+        f"broke {sum(count for _, count in broken)} images that gradient attacks had left standing, of {n} in all",
         f"one step breaks more than {_SQUARE_MARGIN:.1%}",
         ", ".join(wins),
         fires=bool(wins),
