@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hpm_robustbench.data import (
     CorruptedSource,
     DataSource,
@@ -14,7 +16,7 @@ from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.data.preprocessing import Preprocessing
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.run_options import RunOptions
-from hpm_robustbench.threat import Corruptions, Dataset
+from hpm_robustbench.threat import Corruptions, Dataset, Norm, ThreatModel
 from hpm_robustbench.zoo.spec import ModelSpec
 
 
@@ -43,6 +45,20 @@ def check_resolution(spec: ModelSpec, dataset: Dataset) -> None:
             wanted=f"images of {side} x {side} for {spec.name}, whose preprocessing is {spec.preprocessing}",
             got=f"{dataset.name} of {dataset.image_shape[1]} x {dataset.image_shape[2]}",
             next_step="name a folder of original images, one folder per class, with --data",
+        )
+
+
+def check_budget(spec: ModelSpec, dataset: Dataset) -> None:
+    """Refuse a budget within which every image can become any other: whatever it is asked, nothing stands."""
+    if not isinstance(spec.threat, ThreatModel):
+        return
+    eps, linf = spec.threat.eps, spec.threat.norm is Norm.LINF
+    most = 1.0 if linf else math.sqrt(math.prod(dataset.image_shape))
+    if float(eps) >= most:
+        raise UsageProblem(
+            wanted=f"eps below {most:.4g} under {spec.threat.norm.value}, in units of pixels in [0, 1]",
+            got=str(eps),
+            next_step=f"write --eps {eps}/255, if that is meant" if linf else "lower --eps; 0.5 is usual",
         )
 
 

@@ -156,24 +156,32 @@ def _prefer_channels_last(model: nn.Module, x: Tensor) -> None:
 
 
 def check_logits(model: nn.Module, dataset: Dataset, x: Tensor) -> Logits:
-    """Run a model once and see that it returns finite logits [N, K] for the dataset's K classes.
+    """Run a model once and see that it returns finite logits [N, K] for the dataset's K classes, with gradients.
 
     Raises:
-        InvalidInput: it fails on the images, or returns NaN, probabilities, or another shape.
+        InvalidInput: it fails on the images, or returns NaN, probabilities, another shape, or what knows no gradient.
     """
     wanted = f"logits of shape [N, {dataset.n_classes}] for {dataset.name} images of shape {dataset.image_shape}"
     try:
-        with torch.no_grad():
-            logits = model(x)
+        with torch.enable_grad():
+            answer = model(x.detach().requires_grad_())
     except Exception as error:  # someone else's code
         raise InvalidInput(
             wanted=wanted,
             got=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
             next_step="check that the model fits the dataset and takes NCHW images in [0, 1]",
         ) from error
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), dataset.n_classes):
-        got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(answer, Tensor) or tuple(answer.shape) != (len(x), dataset.n_classes):
+        got = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise InvalidInput(wanted=wanted, got=got, next_step="choose the dataset the model was trained for")
+    if not answer.requires_grad:
+        raise InvalidInput(
+            wanted=f"{wanted} that depend on the images in a way that torch can follow",
+            got="logits without a gradient",
+            next_step="take no_grad, detach and numpy out of forward(); a step that has none needs a stand-in for its "
+            "backward pass, or its attacks would fail and its number mean nothing",
+        )
+    logits = answer.detach()
     if not logits.isfinite().all():
         raise InvalidInput(wanted=wanted, got="NaN or Inf", next_step="check the weights and the input range [0, 1]")
     if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones_like(logits[:, 0]), atol=1e-4):

@@ -25,7 +25,7 @@ from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.evaluation.lent import lend
 from hpm_robustbench.evaluation.runner import WHOLE, Share, run
 from hpm_robustbench.evaluation.verification import Verification, verify
-from hpm_robustbench.images import check_resolution, open_clean, open_corruptions
+from hpm_robustbench.images import check_budget, check_resolution, open_clean, open_corruptions
 from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.ledger.card_from_corruptions import build_corruption_card
 from hpm_robustbench.ledger.card_from_records import build_card
@@ -247,6 +247,7 @@ def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None
         check_local(spec)
     source = source or open_clean(spec, options)
     check_resolution(spec, source.dataset)
+    check_budget(spec, source.dataset)
     corrupted = open_corruptions(spec, source.dataset, options)
     test, training = select(source, options.n_ex)
     test = test if corrupted is None else corrupted.clean_counterpart(test)

@@ -184,7 +184,9 @@ def parse_threat(name: str, eps: str | None) -> Threat:
     raise UsageProblem(
         wanted=wanted,
         got=f"eps {eps}",
-        next_step="leave --eps out, or attack under --threat_model Linf or L2" if eps else "add --eps, such as 8/255",
+        next_step="leave --eps out, or attack under --threat_model Linf or L2"
+        if eps
+        else f"add --eps, such as {'0.5' if known == Norm.L2.value else '8/255'}",
     )
 
 

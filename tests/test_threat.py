@@ -66,6 +66,8 @@ def test_threat_models_by_robustbenchs_names() -> None:
 def test_a_norm_needs_a_budget_and_corruptions_have_none() -> None:
     with pytest.raises(UsageProblem, match="a budget for Linf; got eps None"):
         parse_threat("Linf", None)
+    with pytest.raises(UsageProblem, match=r"such as 0\.5"):
+        parse_threat("L2", None)
     with pytest.raises(UsageProblem, match="no budget, which corruptions do not have; got eps 8/255"):
         parse_threat("corruptions", "8/255")
 

@@ -41,6 +41,13 @@ class NotANumber(nn.Module):
     def forward(self, x):
         return self.net(x) * float("nan")
 
+class CutOff(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+    def forward(self, x):
+        return self.net(x.detach())
+
 class NoHead(nn.Module):
     def __init__(self):
         super().__init__()
