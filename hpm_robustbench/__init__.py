@@ -71,7 +71,7 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
     """Put the HPM reclassifier on a trained model.
 
     Args:
-        model: images to logits; taken over, do not use it afterwards.
+        model: images to logits; a copy of it is taken apart, and the model stays as it is.
         images: training images [N, C, H, W] in [0, 1]; the dataset prototypes come from them.
         labels: their classes [N].
         head: name of the last linear layer, if it cannot be found.
@@ -81,7 +81,7 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
         A frozen classifier that answers each image alone; see its ``with_batching``.
 
     Raises:
-        InvalidInput: images, labels or the model's output break their contract.
+        InvalidInput: images, labels or the model's output break their contract, or the model cannot be copied.
         HeadNotFound: the model's last linear layer cannot be found.
     """
     from hpm_robustbench.data import ExampleSet
@@ -89,8 +89,9 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
     from hpm_robustbench.load import wrap as wrap_examples
     from hpm_robustbench.zoo.spec import HeadRule
 
-    training = ExampleSet(_describe("images", model, images), "train", images, labels)
-    return wrap_examples(model, training, HPMConfig(**knobs), head=HeadRule(head)).classifier
+    own = _copied(model)
+    training = ExampleSet(_describe("images", own, images), "train", images, labels)
+    return wrap_examples(own, training, HPMConfig(**knobs), head=HeadRule(head)).classifier
 
 
 def benchmark(
@@ -110,7 +111,7 @@ def benchmark(
     Under corruptions nobody attacks: both meet the corrupted test images in ``corruptions_data_dir``.
 
     Args:
-        model: images [N, C, H, W] in [0, 1] to logits [N, K]; taken over.
+        model: images [N, C, H, W] in [0, 1] to logits [N, K]; a copy of it goes to trial, and the model stays as it is.
         test: images and labels to evaluate.
         train: images and labels for the dataset prototypes; without them, unevaluated test images serve.
         name: the model's name on its card.
@@ -121,6 +122,7 @@ def benchmark(
         **options: see ``run_options.RunOptions``.
 
     Raises:
+        InvalidInput: the model cannot be copied.
         HpmBenchError: see ``errors``; the same call continues an interrupted one.
     """
     from hpm_robustbench.data import DataSource
@@ -129,12 +131,30 @@ def benchmark(
     from hpm_robustbench.threat import parse_threat
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 
-    described = _describe(dataset, model, test[0])
+    own = _copied(model)
+    described = _describe(dataset, own, test[0])
     source = DataSource(described, lambda n: (test[0][:n], test[1][:n]), train and (lambda n: train))
     origin = f"python:{type(model).__module__}.{type(model).__qualname__}"
     threat = parse_threat(threat_model, eps)
     spec = ModelSpec(name, dataset, threat, origin, WeightsRef("memory", ()), HeadRule(head))
-    return evaluate(spec, RunOptions(**options), model=model, source=source)
+    return evaluate(spec, RunOptions(**options), model=own, source=source)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of the caller's model, since wrapping puts the head of what it is given elsewhere."""
+    from copy import deepcopy
+
+    from hpm_robustbench.errors import InvalidInput
+
+    try:
+        return deepcopy(model)
+    except Exception as error:  # someone else's code
+        raise InvalidInput(
+            wanted="a model that copy.deepcopy can copy, so that yours stays as it is",
+            got=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            next_step="let it keep no locks, open files or results of a call; if it was called with gradients, call it "
+            "once under torch.no_grad(), or load it anew",
+        ) from error
 
 
 def _describe(name: str, model: nn.Module, images: Tensor) -> Any:

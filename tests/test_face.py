@@ -50,6 +50,32 @@ def test_a_model_of_ones_own_in_a_few_lines(model: nn.Module, tmp_path: Path) ->
     assert card.hpm_bench.verdict(Batching.SOLO) is not None
 
 
+def test_the_same_call_again_gives_the_same_card_and_leaves_the_model_alone(model: nn.Module, tmp_path: Path) -> None:
+    test = open_dataset("digits").test()
+    model.train()
+    modules = dict(model.named_modules())
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, second = (
+        hpm_robustbench.benchmark(model, (test.images, test.labels), name="Mine", eps="0.3", n_ex=2, output=tmp_path)
+        for _ in range(2)
+    )
+    assert first.card.to_text() == second.card.to_text()
+    assert dict(model.named_modules()) == modules
+    assert all(module.training for module in modules.values())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_cannot_be_copied_is_refused(model: nn.Module) -> None:
+    test = open_dataset("digits").test()
+    model.last = model(test.images[:2])  # with gradients
+    with pytest.raises(InvalidInput, match=r"copy\.deepcopy.*RuntimeError.*torch\.no_grad"):
+        hpm_robustbench.benchmark(model, (test.images, test.labels), name="Mine", eps="0.3")
+    with pytest.raises(InvalidInput, match=r"copy\.deepcopy"):
+        hpm_robustbench.wrap(model, test.images, test.labels)
+
+
 def test_every_batching_can_be_tried(model: nn.Module, tmp_path: Path) -> None:
     test = open_dataset("digits").test()
     outcome = hpm_robustbench.benchmark(
@@ -74,6 +100,7 @@ def test_wrapping_gives_a_classifier_with_the_known_answer(model: nn.Module) -> 
         expected = model(train.images).argmax(1)
     classifier = hpm_robustbench.wrap(model, train.images, train.labels, beta=0.0)
     assert torch.equal(classifier(train.images).argmax(1), expected)
+    assert torch.equal(model(train.images).argmax(1), expected), "the model itself still answers"
 
 
 def test_wrapping_refuses_images_that_are_not_in_the_box(model: nn.Module) -> None:

@@ -80,7 +80,7 @@ def attempt(planted: Planted, world: Digits, batchings: tuple[Batching, ...] = (
 
 
 def wrapped(planted: Planted, world: Digits) -> HPMClassifier:
-    """HPM SOLO over a planted defence, as ``attempt`` puts it on trial; the defence is taken over."""
+    """HPM SOLO over a planted defence, as ``attempt`` puts it on trial."""
     head = head_of(planted.model)
     return hpm_robustbench.wrap(planted.model, world.train_x, world.train_y, head=head, **planted.knobs)
 
