@@ -5,6 +5,7 @@ Everything here imports torch only when it is called; ``load_model`` takes its a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,7 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
     from hpm_robustbench.load import wrap as wrap_examples
     from hpm_robustbench.zoo.spec import HeadRule
 
+    _check_tensors({"images": images, "labels": labels})
     own = _copied(model)
     training = ExampleSet(_describe("images", own, images), "train", images, labels)
     return wrap_examples(own, training, HPMConfig(**knobs), head=HeadRule(head)).classifier
@@ -122,7 +124,7 @@ def benchmark(
         **options: see ``run_options.RunOptions``.
 
     Raises:
-        InvalidInput: the model cannot be copied.
+        InvalidInput: images or labels are no tensors, or the model cannot be copied.
         HpmBenchError: see ``errors``; the same call continues an interrupted one.
     """
     from hpm_robustbench.data import DataSource
@@ -131,6 +133,9 @@ def benchmark(
     from hpm_robustbench.threat import parse_threat
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 
+    _check_tensors({"test images": test[0], "test labels": test[1]})
+    if train is not None:
+        _check_tensors({"train images": train[0], "train labels": train[1]})
     own = _copied(model)
     described = _describe(dataset, own, test[0])
     source = DataSource(described, lambda n: (test[0][:n], test[1][:n]), train and (lambda n: train))
@@ -138,6 +143,21 @@ def benchmark(
     threat = parse_threat(threat_model, eps)
     spec = ModelSpec(name, dataset, threat, origin, WeightsRef("memory", ()), HeadRule(head))
     return evaluate(spec, RunOptions(**options), model=own, source=source)
+
+
+def _check_tensors(arrays: Mapping[str, object]) -> None:
+    """Refuse what looks like a tensor and is none, by the name that a person knows it by."""
+    from torch import Tensor
+
+    from hpm_robustbench.errors import InvalidInput
+
+    for name, array in arrays.items():
+        if not isinstance(array, Tensor):
+            raise InvalidInput(
+                wanted=f"{name} as a torch tensor",
+                got=f"{type(array).__module__}.{type(array).__qualname__}",
+                next_step="torch.from_numpy(...) makes one of a numpy array; images are float32, labels int64",
+            )
 
 
 def _copied(model: nn.Module) -> nn.Module:

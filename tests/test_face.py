@@ -76,6 +76,24 @@ def test_a_model_that_cannot_be_copied_is_refused(model: nn.Module) -> None:
         hpm_robustbench.wrap(model, test.images, test.labels)
 
 
+@pytest.mark.parametrize("which", ["test images", "test labels", "train images", "train labels"])
+def test_an_array_of_numpy_is_told_by_its_name(model: nn.Module, which: str) -> None:
+    test = open_dataset("digits").test()
+    given = {f"{split} {part}": getattr(test, part) for split in ("test", "train") for part in ("images", "labels")}
+    given[which] = given[which].numpy()
+    images, labels, train_images, train_labels = given.values()
+    with pytest.raises(InvalidInput, match=rf"{which} as a torch tensor; got numpy\.ndarray.*torch\.from_numpy"):
+        hpm_robustbench.benchmark(model, (images, labels), (train_images, train_labels), name="Mine", eps="0.3")
+
+
+@pytest.mark.parametrize("which", ["images", "labels"])
+def test_wrapping_refuses_an_array_of_numpy_too(model: nn.Module, which: str) -> None:
+    test = open_dataset("digits").test()
+    given = {"images": test.images, "labels": test.labels, which: getattr(test, which).numpy()}
+    with pytest.raises(InvalidInput, match=rf"wanted {which} as a torch tensor; got numpy\.ndarray"):
+        hpm_robustbench.wrap(model, **given)
+
+
 def test_every_batching_can_be_tried(model: nn.Module, tmp_path: Path) -> None:
     test = open_dataset("digits").test()
     outcome = hpm_robustbench.benchmark(
