@@ -111,10 +111,17 @@ def chosen_spec(model: str | None, *, factory: str | None, **asked: Any) -> Mode
         **asked: as ``own_spec`` takes them; ``weights`` alone may go with a known model.
 
     Raises:
-        UsageProblem: options of the caller's own model without a factory; or see ``spec_to_run`` and ``own_spec``.
+        UsageProblem: a name beside a factory, options of the caller's own model without one, or the name is left out
+            and the embedded model is of another dataset; or see ``spec_to_run`` and ``own_spec``.
         HpmBenchError: see there.
     """
     if factory is not None:
+        if model is not None:
+            raise UsageProblem(
+                wanted="--model for a known model, or --factory for your own",
+                got=f"--model {model} with --factory {factory}",
+                next_step="leave one of the two out; --name names your own model",
+            )
         sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
         return own_spec(factory, **asked)
     name, head, about = asked.pop("name"), asked.pop("head"), asked.pop("about")

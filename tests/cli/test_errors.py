@@ -256,6 +256,13 @@ def test_an_unknown_threat_model_is_refused_everywhere(command: list[str]) -> No
     assert "Linf" in str(failure([*command, "--threat-model", "Lin"]))
 
 
+@pytest.mark.parametrize("command", [["run"], ["finetune"], ["push", "--repo", "me/mine", "--dry-run"]])
+def test_a_known_model_and_a_factory_are_two_models(command: list[str]) -> None:
+    error = failure([*command, "--model", "Wong2020Fast", "--factory", "own:small"])
+    assert isinstance(error, UsageProblem)
+    assert "--model Wong2020Fast with --factory own:small" in str(error)
+
+
 def test_own_weights_need_a_factory(place) -> None:
     assert "--factory" in str(failure(["run", "--weights", str(place.weights)]))
 
