@@ -9,8 +9,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.ledger.card_from_records import published_number
+from hpm_robustbench.ledger.card_schema import ModelCard, first_problem
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Composition, Norm, Threat, parse_threat, parse_threat_name
 from hpm_robustbench.training.recipe import Tuning, find_control, find_recipe
@@ -18,7 +22,7 @@ from hpm_robustbench.weights import Trust
 from hpm_robustbench.weights.hub import at_commits
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 from hpm_robustbench.zoo.catalog import catalog
-from hpm_robustbench.zoo.from_file import spec_from_factory, weights_from_text
+from hpm_robustbench.zoo.from_file import paper_from_json, spec_from_factory, weights_from_text
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
 
 _OF_ONE_THREAT = (
@@ -34,6 +38,13 @@ _OF_ONE_THREAT = (
 """Published figures that say nothing about another threat model."""
 _OF_ONE_CHECKPOINT = ("clean_acc", *_OF_ONE_THREAT)
 """Published figures that say nothing about other weights."""
+_NOTHING_TOLD = {
+    **dict.fromkeys(("name", "dataset", "link", "authors", "venue", "architecture"), ""),
+    "eps": None,
+    "clean_acc": "0",
+    "reported": None,
+}
+"""What a card needs, where nobody has told anything about its model."""
 
 
 def find_spec(
@@ -148,8 +159,8 @@ def own_spec(
     """A model of the caller's own: a function that builds the network, and a checkpoint.
 
     Raises:
-        UsageProblem: something that only the caller can know is missing.
-        InvalidInput: ``about`` is not a JSON object of known facts.
+        UsageProblem: something that only the caller can know is missing, or no card can hold a fact in ``about``.
+        InvalidInput: ``about`` is not a JSON object.
         DownloadFailed: weights on the Hub cannot be found.
     """
     if weights is None or dataset is None:
@@ -165,7 +176,7 @@ def own_spec(
         dataset=dataset,
         threat=parse_threat(threat_model or Norm.LINF.value, eps),
         head=head,
-        about=None if about is None else _read_object(about),
+        paper=None if about is None else _read_facts(about),
     )
     return replace(spec, weights=at_commits(spec.weights))
 
@@ -251,6 +262,21 @@ def _read_knob(name: str, text: str, default: object) -> bool | int | float | st
         raise UsageProblem(
             wanted=f"a value for {name} like {default}", got=repr(text), next_step=f"write --hpm {name}={default}"
         ) from error
+
+
+def _read_facts(path: Path) -> Paper:
+    """Facts about a model that its card can hold: a trial takes hours, and its card is made in the end."""
+    paper = paper_from_json(_read_object(path), str(path))
+    told = {key: fact for key, fact in vars(paper).items() if published_number(fact) is not None}
+    try:
+        ModelCard.model_validate({**_NOTHING_TOLD, **told})
+    except ValidationError as error:
+        raise UsageProblem(
+            wanted=f"facts that a model card can hold in {path}, the file of --about",
+            got=first_problem(error),
+            next_step='correct that field; accuracies are text in percent, like "53.08"',
+        ) from error
+    return paper
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ def spec_from_factory(
     dataset: str,
     threat: Threat,
     head: str | None = None,
-    about: Mapping[str, Any] | None = None,
+    paper: Paper | None = None,
 ) -> ModelSpec:
     """Describe a model of your own.
 
@@ -35,11 +35,10 @@ def spec_from_factory(
         dataset: what it classifies.
         threat: what it is to be robust against.
         head: name of its last linear layer, if it cannot be found.
-        about: facts about its origin, with the field names of ``Paper``.
+        paper: facts about its origin.
 
     Raises:
-        UsageProblem: the name or the factory is not written as it should be, or a fact has the wrong type.
-        UnknownName: a fact that ``Paper`` does not know.
+        UsageProblem: the name or the factory is not written as it should be.
     """
     if not _FACTORY.fullmatch(factory):
         raise UsageProblem(
@@ -54,7 +53,7 @@ def spec_from_factory(
         factory=f"python:{factory}",
         weights=weights_from_text(str(weights)),
         head=HeadRule(head),
-        paper=paper_from_json(about or {}),
+        paper=paper or Paper(),
     )
 
 
@@ -90,8 +89,12 @@ def weights_from_text(text: str) -> WeightsRef:
     return WeightsRef("file", (path,) if Path(path).exists() else tuple(path.split(",")))
 
 
-def paper_from_json(about: Mapping[str, Any]) -> Paper:
+def paper_from_json(about: Mapping[str, Any], source: str) -> Paper:
     """Read facts about a model's origin.
+
+    Args:
+        about: facts by the field names of ``Paper``.
+        source: where they are written, for messages.
 
     Raises:
         UnknownName: a key that is no field of ``Paper``.
@@ -101,11 +104,11 @@ def paper_from_json(about: Mapping[str, Any]) -> Paper:
     types = get_type_hints(Paper)
     for key, value in about.items():
         if key not in known:
-            raise UnknownName("fact about a model", key, known)
+            raise UnknownName(f"fact about a model in {source}", key, known)
         # True is an int to isinstance, but not a number of forward passes.
         if not isinstance(value, types[key]) or (types[key] is int and isinstance(value, bool)):
             raise UsageProblem(
-                wanted=f"{key} of type {getattr(types[key], '__name__', None) or types[key]}",
+                wanted=f"{key} of type {getattr(types[key], '__name__', None) or types[key]} in {source}",
                 got=repr(value),
                 next_step='write accuracies as text in percent, like "53.08"' if key.endswith("acc") else "correct it",
             )

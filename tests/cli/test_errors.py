@@ -221,6 +221,31 @@ def test_about_must_be_known_facts(place, tmp_path: Path) -> None:
     assert "JSON object" in str(failure(place.run("--about", tmp_path / "about.json")))
 
 
+@pytest.mark.parametrize(
+    ("fact", "word"),
+    [
+        ('{"clean_acc": "91.7 %"}', "'clean_acc'"),
+        ('{"autoattack_acc": "-1"}', "'autoattack_acc'"),
+        ('{"reported": "about 50"}', "'reported"),
+        ('{"corruptions_mce": "high"}', "'corruptions_mce'"),
+        ('{"number_forward_passes": 0}', "'number_forward_passes'"),
+        ('{"clean_acc": 91.7}', "clean_acc of type"),
+    ],
+)
+def test_facts_that_no_card_can_hold_are_told_before_the_trial(place, tmp_path: Path, fact: str, word: str) -> None:
+    (tmp_path / "about.json").write_text(fact)
+    error = failure(place.run("--about", tmp_path / "about.json", "--weights", "missing.pt"))
+    assert isinstance(error, UsageProblem)
+    assert word in str(error)
+    assert str(tmp_path / "about.json") in str(error)
+
+
+def test_facts_that_are_not_known_may_be_written_as_robustbench_does(place, tmp_path: Path) -> None:
+    (tmp_path / "about.json").write_text('{"clean_acc": "", "reported": "null", "external": null, "venue": ""}')
+    error = failure(place.run("--about", tmp_path / "about.json", "--weights", "missing.pt"))
+    assert "no readable file" in str(error), "the facts were read, and only then were the weights looked for"
+
+
 def test_a_process_ends_with_the_code_and_without_a_traceback(hpm_bench) -> None:
     result = hpm_bench("run", "--model", "Nobody2026")
     assert result.code == 2

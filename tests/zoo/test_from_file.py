@@ -17,12 +17,13 @@ def own(factory: str = "nets.small:resnet", name: str = "Mine", **rest):
 
 
 def test_a_model_of_your_own():
-    spec = own(head="net.linear", about={"title": "Mine", "license": "BSD-3-Clause", "additional_data": True})
+    spec = own(head="net.linear", paper=Paper(title="Mine"))
     assert (spec.name, spec.dataset, spec.threat) == ("Mine", "cifar10", THREAT)
     assert spec.factory == "python:nets.small:resnet"
     assert str(spec.weights) == "file:mine.pt"
     assert spec.head.path == "net.linear"
-    assert spec.paper == Paper(title="Mine", license="BSD-3-Clause", additional_data=True)
+    assert spec.paper == Paper(title="Mine")
+    assert own().paper == Paper()
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,8 @@ def test_a_name_that_is_no_safe_file_name(name):
 
 
 def test_an_unknown_fact_shows_the_nearest_known_one():
-    with pytest.raises(UnknownName, match="did you mean authors"):
-        own(about={"author": "A. Person"})
+    with pytest.raises(UnknownName, match=r"in about\.json.*did you mean authors"):
+        paper_from_json({"author": "A. Person"}, "about.json")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,12 @@ def test_an_unknown_fact_shows_the_nearest_known_one():
     [{"clean_acc": 91.7}, {"number_forward_passes": "1"}, {"number_forward_passes": True}, {"additional_data": 1}],
 )
 def test_a_fact_of_the_wrong_type(about):
-    with pytest.raises(UsageProblem, match=next(iter(about))):
-        paper_from_json(about)
+    with pytest.raises(UsageProblem, match=rf"{next(iter(about))} of type .* in about\.json"):
+        paper_from_json(about, "about.json")
 
 
 def test_a_fact_that_may_be_absent_may_be_null():
-    assert paper_from_json({"unreliable": None, "clean_acc": "91.73"}) == Paper(clean_acc="91.73")
+    facts = {"unreliable": None, "clean_acc": "91.73", "license": "BSD-3-Clause", "additional_data": True}
+    assert paper_from_json(facts, "about.json") == Paper(
+        clean_acc="91.73", license="BSD-3-Clause", additional_data=True
+    )
