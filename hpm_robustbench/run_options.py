@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.coupling import COUPLING
 from hpm_robustbench.ledger.matrix import MATRIX
 from hpm_robustbench.ledger.plan import QUICK
 from hpm_robustbench.threat import Batching, Composition
 from hpm_robustbench.training.compute import Compute
-from hpm_robustbench.training.recipe import Tuning
+from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.weights import STRICT, Trust
 
 SCREENS = (QUICK, COUPLING, MATRIX)
+_OPTIONAL_PATHS = ("data", "corruptions_data_dir")
+_LARGEST = 2**63 - 1
+_Choice = TypeVar("_Choice", Batching, Composition)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How a model is put on trial.
+
+    Paths, ``batchings`` and ``composition`` may be given as text, ``tuning`` as a recipe's name.
 
     Attributes:
         n_ex: test images, the first of the split; at most all of them.
@@ -46,6 +53,9 @@ class RunOptions:
             ``matrix`` for what each step of MSA does by itself, or nothing for a trial that ends with a card.
         keep_images: keep the adversarial images beside the results, to be verified later.
         overwrite: replace a card that tells of other images, batches, seeds, budgets or HPM knobs.
+
+    Raises:
+        UsageProblem: a value that its option cannot have.
     """
 
     n_ex: int = 1000
@@ -70,6 +80,18 @@ class RunOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("n_ex", "batch_size", "joint_size"):
+            _check_whole(name, getattr(self, name), least=1)
+        _check_whole("seed", self.seed, least=0)
+        for name in ("data", "data_dir", "corruptions_data_dir", "model_dir", "output"):
+            if not (name in _OPTIONAL_PATHS and getattr(self, name) is None):
+                object.__setattr__(self, name, _path(name, getattr(self, name)))
+        several = isinstance(self.batchings, Iterable) and not isinstance(self.batchings, str)
+        batchings = self.batchings if several else (self.batchings,)
+        object.__setattr__(self, "batchings", tuple(_member(Batching, batching) for batching in batchings))
+        object.__setattr__(self, "composition", _member(Composition, self.composition))
+        if isinstance(self.tuning, str):
+            object.__setattr__(self, "tuning", Tuning(find_recipe(self.tuning), seed=self.seed))
         if self.controls and (self.tuning is None or self.tuning.control is not None):
             raise UsageProblem(
                 wanted="a recipe beside all its controls",
@@ -89,3 +111,25 @@ class RunOptions:
         tried = self.tuning.defence(self.defence).to_json()
         before = {knob: value for knob, value in asked.items() if value != tried[knob]}
         return {**tried, "tuning": {**self.tuning.to_json(), **({"before": before} if before else {})}}
+
+
+def _check_whole(name: str, number: object, *, least: int) -> None:
+    if type(number) is not int or not least <= number <= _LARGEST:  # True is an int to isinstance
+        raise UsageProblem(
+            wanted=f"{name} as a whole number from {least} to 2**63 - 1",
+            got=f"{number!r}, a {type(number).__name__}",
+            next_step="give such an int",
+        )
+
+
+def _path(name: str, place: object) -> Path:
+    if not isinstance(place, (str, PathLike)):
+        raise UsageProblem(wanted=f"{name} as a path", got=repr(place), next_step="give a str or a pathlib.Path")
+    return Path(place)
+
+
+def _member(kind: type[_Choice], given: object) -> _Choice:
+    try:
+        return kind(given)
+    except ValueError as error:
+        raise UnknownName(kind.__name__.lower(), str(given), [choice.value for choice in kind]) from error
