@@ -83,6 +83,7 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
 
     Raises:
         InvalidInput: images, labels or the model's output break their contract, or the model cannot be copied.
+        UsageProblem: a knob that is not there.
         HeadNotFound: the model's last linear layer cannot be found.
     """
     from hpm_robustbench.data import ExampleSet
@@ -90,6 +91,7 @@ def wrap(model: nn.Module, images: Tensor, labels: Tensor, *, head: str | None =
     from hpm_robustbench.load import wrap as wrap_examples
     from hpm_robustbench.zoo.spec import HeadRule
 
+    _check_names("knobs of HPM", knobs, HPMConfig)
     _check_tensors({"images": images, "labels": labels})
     own = _copied(model)
     training = ExampleSet(_describe("images", own, images), "train", images, labels)
@@ -104,7 +106,7 @@ def benchmark(
     name: str,
     dataset: str = "images",
     threat_model: str = "Linf",
-    eps: str | None = None,
+    eps: str | float | None = None,
     head: str | None = None,
     **options: Any,
 ) -> Outcome:
@@ -119,20 +121,24 @@ def benchmark(
         name: the model's name on its card.
         dataset: the dataset's name on the card.
         threat_model: ``Linf``, ``L2`` or ``corruptions``.
-        eps: the budget, such as ``8/255``; corruptions have none.
+        eps: the budget, as ``"8/255"`` or ``8 / 255``; corruptions have none.
         head: name of the last linear layer, if it cannot be found.
         **options: see ``run_options.RunOptions``.
 
     Raises:
         InvalidInput: images or labels are no tensors, or the model cannot be copied.
+        UsageProblem: an option that is not there, or cannot have that value.
         HpmBenchError: see ``errors``; the same call continues an interrupted one.
     """
     from hpm_robustbench.data import DataSource
     from hpm_robustbench.pipeline import evaluate
+    from hpm_robustbench.request import eps_text
     from hpm_robustbench.run_options import RunOptions
     from hpm_robustbench.threat import parse_threat
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 
+    _check_names("options", options, RunOptions)
+    chosen, threat = RunOptions(**options), parse_threat(threat_model, eps_text(eps))
     _check_tensors({"test images": test[0], "test labels": test[1]})
     if train is not None:
         _check_tensors({"train images": train[0], "train labels": train[1]})
@@ -140,9 +146,21 @@ def benchmark(
     described = _describe(dataset, own, test[0])
     source = DataSource(described, lambda n: (test[0][:n], test[1][:n]), train and (lambda n: train))
     origin = f"python:{type(model).__module__}.{type(model).__qualname__}"
-    threat = parse_threat(threat_model, eps)
     spec = ModelSpec(name, dataset, threat, origin, WeightsRef("memory", ()), HeadRule(head))
-    return evaluate(spec, RunOptions(**options), model=own, source=source)
+    return evaluate(spec, chosen, model=own, source=source)
+
+
+def _check_names(kind: str, given: Mapping[str, object], of: type) -> None:
+    """Refuse keyword arguments that are no field of a dataclass, and show those that are."""
+    from dataclasses import fields
+
+    from hpm_robustbench.errors import UsageProblem
+
+    known = [field.name for field in fields(of)]
+    if unknown := [name for name in given if name not in known]:
+        raise UsageProblem(
+            wanted=f"{kind} among {', '.join(known)}", got=", ".join(unknown), next_step="correct it, or leave it out"
+        )
 
 
 def _check_tensors(arrays: Mapping[str, object]) -> None:

@@ -6,6 +6,9 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from fractions import Fraction
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ _OF_ONE_THREAT = (
 """Published figures that say nothing about another threat model."""
 _OF_ONE_CHECKPOINT = ("clean_acc", *_OF_ONE_THREAT)
 """Published figures that say nothing about other weights."""
+_LARGEST_DENOMINATOR = 1000
+"""Of fractions that people mean when they give a float: multiples of 1/255 for most, halves of them for some."""
 _NOTHING_TOLD = {
     **dict.fromkeys(("name", "dataset", "link", "authors", "venue", "architecture"), ""),
     "eps": None,
@@ -179,6 +184,20 @@ def own_spec(
         paper=None if about is None else _read_facts(about),
     )
     return replace(spec, weights=at_commits(spec.weights))
+
+
+def eps_text(eps: str | float | None) -> str | None:
+    """A budget as text, of a number the shortest one that means it: ``8/255`` of 8 / 255, ``0.3`` of 0.3.
+
+    What is no number is left to ``parse_threat``.
+    """
+    if eps is None or isinstance(eps, str):
+        return eps
+    if not isinstance(eps, Real) or not isfinite(eps):
+        return repr(eps)
+    text = repr(float(eps)).removesuffix(".0")
+    near = Fraction(text).limit_denominator(_LARGEST_DENOMINATOR)
+    return text if near == Fraction(text) or float(near) != eps else str(near)
 
 
 def under(spec: ModelSpec, threat: Threat) -> ModelSpec:

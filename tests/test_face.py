@@ -38,13 +38,14 @@ def test_a_model_of_ones_own_in_a_few_lines(model: nn.Module, tmp_path: Path) ->
         (train.images, train.labels),
         name="Mine",
         dataset="scans",
-        eps="0.3",
+        eps=0.3,
         n_ex=8,
-        output=tmp_path,
+        output=str(tmp_path),
     )
     card = read_card(tmp_path / "model_cards" / "scans" / "Linf" / "Mine.json")
     assert card == outcome.card
     assert card.hpm_bench is not None
+    assert card.eps == "0.3"
     assert card.hpm_bench.weights.source == "memory:"
     assert [e.target for e in card.hpm_bench.evaluations] == ["base", "hpm", "hpm"]
     assert card.hpm_bench.verdict(Batching.SOLO) is not None
@@ -92,6 +93,14 @@ def test_wrapping_refuses_an_array_of_numpy_too(model: nn.Module, which: str) ->
     given = {"images": test.images, "labels": test.labels, which: getattr(test, which).numpy()}
     with pytest.raises(InvalidInput, match=rf"wanted {which} as a torch tensor; got numpy\.ndarray"):
         hpm_robustbench.wrap(model, **given)
+
+
+def test_an_option_that_is_not_there_shows_those_that_are(model: nn.Module) -> None:
+    test = open_dataset("digits").test()
+    with pytest.raises(UsageProblem, match=r"options among n_ex, .*overwrite; got nex\."):
+        hpm_robustbench.benchmark(model, (test.images, test.labels), name="Mine", eps="0.3", nex=4)
+    with pytest.raises(UsageProblem, match=r"knobs of HPM among .*beta.*; got bta\."):
+        hpm_robustbench.wrap(model, test.images, test.labels, bta=0.3)
 
 
 def test_every_batching_can_be_tried(model: nn.Module, tmp_path: Path) -> None:

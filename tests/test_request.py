@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.request import find_spec, own_spec, run_options, spec_to_run
-from hpm_robustbench.threat import Composition
+from hpm_robustbench.request import eps_text, find_spec, own_spec, run_options, spec_to_run
+from hpm_robustbench.threat import Composition, parse_threat
 from hpm_robustbench.training.recipe import Control
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
@@ -138,3 +139,38 @@ def test_a_model_of_ones_own_under_any_threat_model(threat_model: str | None, ep
     facts = {"name": "Mine", "head": None, "about": None, "dataset": "scans"}
     spec = own_spec("nets:one", Path("x.pt"), threat_model=threat_model, eps=eps, **facts)
     assert str(spec.threat) == threat
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"),
+    [
+        (8 / 255, "8/255"),
+        (np.float64(8 / 255), "8/255"),
+        (0.5 / 255, "1/510"),
+        (0.3, "0.3"),
+        (0.25, "0.25"),
+        (0.031, "0.031"),
+        (0.0313725, "0.0313725"),
+        (128 / 255, "128/255"),
+        (3, "3"),
+        (2.0, "2"),
+        ("8 / 255", "8 / 255"),
+        (None, None),
+    ],
+)
+def test_a_number_is_the_budget_that_was_meant(eps: str | float | None, text: str | None) -> None:
+    assert eps_text(eps) == text
+    if isinstance(eps, float):
+        assert float(parse_threat("Linf", text).eps) == eps
+
+
+def test_every_step_of_an_8_bit_image_is_a_fraction_of_255() -> None:
+    for n in range(1, 255):
+        given, meant = eps_text(n / 255), f"{n}/255"
+        assert parse_threat("Linf", given) == parse_threat("Linf", meant)
+
+
+@pytest.mark.parametrize("eps", [float("nan"), float("inf"), -8 / 255, 0, 0.0, [8]])
+def test_what_is_no_budget_is_refused(eps: float) -> None:
+    with pytest.raises(UsageProblem, match="eps as a positive number"):
+        parse_threat("Linf", eps_text(eps))
