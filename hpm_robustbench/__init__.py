@@ -12,32 +12,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hpm_robustbench.errors import HpmBenchError
     from hpm_robustbench.hpm.classifier import HPMClassifier as Defence
     from hpm_robustbench.hub.classifier import HPMClassifier
     from hpm_robustbench.pipeline import Outcome
 
-__all__ = ["HPMClassifier", "benchmark", "list_models", "load_model", "wrap"]
+__all__ = ["HPMClassifier", "HpmBenchError", "benchmark", "list_models", "load_model", "wrap"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "HPMClassifier":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hpm_robustbench.hub.classifier import HPMClassifier
+    if name == "HPMClassifier":
+        from hpm_robustbench.hub.classifier import HPMClassifier
 
-    return HPMClassifier
+        return HPMClassifier
+    if name == "HpmBenchError":
+        from hpm_robustbench.errors import HpmBenchError
+
+        return HpmBenchError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def list_models(dataset: str | None = None, threat_model: str | None = None) -> list[str]:
     """Names of the models that can be loaded and run, sorted.
 
     Raises:
-        UnknownName: no such threat model.
+        UnknownName: no such threat model, or no model at all is of that dataset.
     """
     from hpm_robustbench.threat import parse_threat_name
     from hpm_robustbench.zoo.catalog import catalog
+    from hpm_robustbench.zoo.query import Query
 
     threat = None if threat_model is None else parse_threat_name(threat_model)
-    return sorted({spec.name for spec in catalog().specs(dataset, threat)})
+    return sorted({spec.name for spec in Query(dataset, threat).among(catalog().specs())})
 
 
 def load_model(

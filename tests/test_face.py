@@ -145,6 +145,18 @@ def test_models_can_be_listed_and_loaded() -> None:
         hpm_robustbench.load_model("Carmon2019")
 
 
+def test_a_dataset_without_models_shows_those_that_have_some() -> None:
+    with pytest.raises(UnknownName, match="did you mean cifar10"):
+        hpm_robustbench.list_models("cifar11")
+
+
+def test_every_failure_can_be_caught_by_one_name() -> None:
+    with pytest.raises(hpm_robustbench.HpmBenchError, match="Carmon2019Unlabeled"):
+        hpm_robustbench.load_model("Carmon2019")
+    with pytest.raises(AttributeError, match="no attribute 'HpmError'"):
+        hpm_robustbench.HpmError  # noqa: B018
+
+
 def test_a_models_peculiarity_is_told() -> None:
     from hpm_robustbench.report import spec_facts
     from hpm_robustbench.request import find_spec
