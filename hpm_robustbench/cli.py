@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpm_robustbench.errors import HpmBenchError, StorageProblem
+from hpm_robustbench.errors import HpmBenchError, InvalidInput, StorageProblem
 from hpm_robustbench.finetune import finetune
 from hpm_robustbench.options import (
     OF_A_MODEL,
@@ -312,11 +312,22 @@ def card() -> None:
 @card.command()
 @click.argument("paths", nargs=-1, required=True, type=_path)
 def validate(paths: Sequence[Path]) -> None:
-    """Check that each file is a valid card."""
+    """Check that each file is a valid card, all of them before it fails."""
     from hpm_robustbench.ledger.model_card import read_card
 
+    bad = []
     for path in paths:
-        click.echo(f"{path}: {read_card(path).name}: valid")
+        try:
+            click.echo(f"{path}: {read_card(path).name}: valid")
+        except InvalidInput as error:
+            bad.append(path)
+            click.echo(f"{path}: {error}")
+    if bad:
+        raise InvalidInput(
+            wanted=f"valid cards in all {len(paths)} files",
+            got=f"{len(bad)} that are not: {', '.join(map(str, bad))}",
+            next_step="correct them as their lines say",
+        )
 
 
 @card.command("rows")

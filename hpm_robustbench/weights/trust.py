@@ -32,9 +32,9 @@ class Trust:
         Raises:
             HpmBenchError: see ``known_checksums``.
         """
+        known = known_checksums(self.checksums)  # also where it is not needed: a file that is not there is a mistake
         if reference.sha256:
             return [Checksum(sha256) for sha256 in reference.sha256]
-        known = known_checksums(self.checksums)
         return [known.get(locator) for locator in reference.full_locators]
 
 

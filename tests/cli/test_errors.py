@@ -288,6 +288,28 @@ def test_a_known_model_and_a_factory_are_two_models(command: list[str]) -> None:
     assert "--model Wong2020Fast with --factory own:small" in str(error)
 
 
+def test_a_file_of_checksums_that_is_not_there_is_refused_for_the_embedded_model_too(tmp_path: Path) -> None:
+    error = failure(["run", "--n-ex", "2", "--checksums", "missing.json"])
+    assert isinstance(error, UsageProblem)
+    assert "a file of checksums at missing.json" in str(error)
+    assert nothing_written(tmp_path)
+
+
+def test_every_card_is_looked_at_before_one_that_is_not_valid_is_told(tmp_path: Path) -> None:
+    good = Path(__file__).parents[1] / "ledger/golden/model_cards/cifar10/Linf/Carmon2019Unlabeled.json"
+    (tmp_path / "bad.json").write_text("{}")
+    paths = [str(path) for path in (tmp_path / "bad.json", good, tmp_path / "missing.json")]
+    done = CliRunner().invoke(cli, ["card", "validate", *paths], obj=[])
+    bad, valid, missing = done.stdout.splitlines()
+    assert bad.startswith(f"{paths[0]}: wanted")
+    assert valid.startswith(f"{good}: ") and valid.endswith(": valid")
+    assert "No such file" in missing
+    assert isinstance(done.exception, InvalidInput)
+    assert f"2 that are not: {paths[0]}, {paths[2]}" in str(done.exception)
+    alone = CliRunner().invoke(cli, ["card", "validate", str(good)], obj=[])
+    assert (alone.exit_code, alone.stdout.strip()) == (0, valid)
+
+
 def test_own_weights_need_a_factory(place) -> None:
     assert "--factory" in str(failure(["run", "--weights", str(place.weights)]))
 
