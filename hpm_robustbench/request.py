@@ -147,7 +147,14 @@ def chosen_spec(model: str | None, *, factory: str | None, **asked: Any) -> Mode
         raise UsageProblem(
             wanted=f"--factory beside {', '.join(given)}", got="none", next_step="add it, or leave those out"
         )
-    return spec_to_run(model or DIGITS_MODEL, **asked)
+    default = catalog().find(DIGITS_MODEL)
+    if model is None and asked["dataset"] not in (None, default.dataset):
+        raise UsageProblem(
+            wanted=f"a model of {asked['dataset']}, named with --model",
+            got=f"none; the default, {default.name}, is a model of {default.dataset}",
+            next_step=f"choose one of those that `hpm-bench list --dataset {asked['dataset']}` shows",
+        )
+    return spec_to_run(model or default.name, **asked)
 
 
 def own_spec(

@@ -288,6 +288,18 @@ def test_a_known_model_and_a_factory_are_two_models(command: list[str]) -> None:
     assert "--model Wong2020Fast with --factory own:small" in str(error)
 
 
+def test_a_dataset_without_a_models_name_tells_how_to_name_one() -> None:
+    error = failure(["run", "--dataset", "cifar10"])
+    assert isinstance(error, UsageProblem)
+    for word in (
+        "a model of cifar10",
+        "--model",
+        "Digits2026ResNet-Linf, is a model of digits",
+        "list --dataset cifar10",
+    ):
+        assert word in str(error)
+
+
 def test_a_file_of_checksums_that_is_not_there_is_refused_for_the_embedded_model_too(tmp_path: Path) -> None:
     error = failure(["run", "--n-ex", "2", "--checksums", "missing.json"])
     assert isinstance(error, UsageProblem)
