@@ -43,7 +43,7 @@ class Benchmark(NamedTuple):
                 got=repr(text[:160]),
                 next_step="name a task as the dataset's eval.yaml does",
             )
-        HubFile.parse(f"{dataset}@main")
+        HubFile.in_repository(dataset)
         return cls(dataset, task)
 
 

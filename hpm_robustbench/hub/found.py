@@ -36,7 +36,8 @@ def find(name: str, revision: str = "main") -> Found:
     """
     if Path(name).is_dir():
         return _in_folder(Path(name))
-    return on_hub(HubFile.parse(f"{name}@{revision}"), Hub())
+    wanted = "a folder that is there, or a repository on the Hub written as owner/name"
+    return on_hub(HubFile.in_repository(name, revision, wanted=wanted), Hub())
 
 
 def on_hub(repository: HubFile, hub: Hub) -> Found:

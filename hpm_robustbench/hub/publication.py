@@ -48,7 +48,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         if self.samples is not None:
-            HubFile.parse(f"{self.samples}@main")
+            HubFile.in_repository(self.samples)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Destination:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        HubFile.parse(f"{self.repo}@{self.revision}")
+        HubFile.in_repository(self.repo, self.revision)
         if self.create_pr and self.revision != _MAIN:
             raise UsageProblem(
                 wanted="a proposal for the main branch, the only one that takes some",

@@ -72,7 +72,9 @@ def candidate(text: str, factory: str | None, means: Means) -> Candidate:
         UsageProblem: it was fine-tuned.
         HpmBenchError: see ``found.find``, ``base_spec`` and ``architectures.build``.
     """
-    found = on_hub(HubFile.parse(text.removeprefix("hf:")), Hub())
+    repo, _, revision = text.removeprefix("hf:").partition("@")
+    wanted = "a model on the Hub written as hf:owner/name@revision"
+    found = on_hub(HubFile.in_repository(repo, revision, wanted=wanted), Hub())
     if found.description.tuned_by:
         base, recipe = found.description.base.model, shlex.join(found.description.tuned_by)
         raise UsageProblem(

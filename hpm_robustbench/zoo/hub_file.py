@@ -39,6 +39,29 @@ class HubFile:
             )
         return cls(written["repo"], written["revision"], file)
 
+    @classmethod
+    def in_repository(
+        cls, repo: str, revision: str = "main", *, wanted: str = "a repository on the Hub written as owner/name"
+    ) -> HubFile:
+        """The usual file of a repository at a revision, where no weights were asked for.
+
+        Args:
+            repo: ``owner/name``.
+            revision: a commit, branch or tag.
+            wanted: what a person should have written, for the message.
+
+        Raises:
+            UsageProblem: one of them is not written so.
+        """
+        try:
+            return cls.parse(f"{repo}@{revision}")
+        except UsageProblem as error:
+            raise UsageProblem(
+                wanted=wanted,
+                got=f"{repo[:160]!r} at the revision {revision[:160]!r}",
+                next_step="check how the name is written; a revision is a commit, branch or tag",
+            ) from error
+
     @property
     def is_pinned(self) -> bool:
         """Whether the revision is a full commit, which cannot come to mean something else."""

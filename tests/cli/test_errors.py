@@ -322,6 +322,23 @@ def test_every_card_is_looked_at_before_one_that_is_not_valid_is_told(tmp_path: 
     assert (alone.exit_code, alone.stdout.strip()) == (0, valid)
 
 
+def test_a_published_model_is_named_with_its_revision() -> None:
+    error = failure(["run", "--model", "hf:nope/none"])
+    assert isinstance(error, UsageProblem)
+    assert "a model on the Hub written as hf:owner/name@revision; got 'nope/none' at the revision ''" in str(error)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--repo", "mex"], ["--repo", "me/x", "--samples", "mex"], ["--repo", "me/x", "--eval-dataset", "mex:task"]],
+    ids=["repo", "samples", "eval-dataset"],
+)
+def test_a_repository_has_an_owner(options: list[str]) -> None:
+    error = failure(["push", "--dry-run", *options])
+    assert isinstance(error, UsageProblem)
+    assert "a repository on the Hub written as owner/name; got 'mex'" in str(error)
+
+
 def test_own_weights_need_a_factory(place) -> None:
     assert "--factory" in str(failure(["run", "--weights", str(place.weights)]))
 

@@ -255,7 +255,7 @@ def test_pickles_and_absent_files_are_no_way_in(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageProblem, match=r"model\.safetensors in"):
         HPMClassifier.from_pretrained(str(tmp_path))
-    with pytest.raises(UsageProblem, match="hf:owner/name"):
+    with pytest.raises(UsageProblem, match=r"a folder that is there, or a repository .* as owner/name; got .*absent"):
         HPMClassifier.from_pretrained(str(tmp_path / "absent"))
 
 

@@ -105,7 +105,7 @@ def test_another_models_repository_is_left_alone(hub, loopback):
     [("model", "main"), ("../x/y", "main"), ("me/mo--del", "main"), ("me/model", "a b"), ("a/b/c", "main")],
 )
 def test_a_destination_that_is_none_is_refused_at_once(repo, revision):
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageProblem, match=f"written as owner/name; got '{repo}' at the revision '{revision}'"):
         Destination(repo, revision)
 
 
