@@ -42,7 +42,7 @@ def build(spec: ModelSpec) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]), redirect_stdout(io.StringIO()):
             network = construct()
-    except Exception as error:  # someone else's code
+    except (Exception, SystemExit) as error:  # someone else's code, which may be a script
         got = f"{type(error).__name__}: {error}"
         raise InvalidInput(wanted=wanted, got=got, next_step="make it work without arguments and on a CPU") from error
     if not isinstance(network, nn.Module):
@@ -59,7 +59,7 @@ def _python_function(target: str) -> Callable[[], object]:
     module_name, _, function_name = target.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # someone else's code
+    except (Exception, SystemExit) as error:  # someone else's code, which may be a script
         raise UsageProblem(
             wanted=f"to import {module_name}",
             got=f"{type(error).__name__}: {error}",

@@ -36,6 +36,9 @@ def loud():
 def raises():
     raise ValueError("no pretrained weights here")
 
+def leaves():
+    raise SystemExit(3)
+
 def number():
     return 3
 
@@ -46,6 +49,7 @@ constant = 3
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "own_nets.py").write_text(FACTORIES)
+    (tmp_path / "script_nets.py").write_text("import sys; sys.exit('usage: nets FILE')")
     (tmp_path / "broken_nets.py").write_text("import a_module_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -87,6 +91,8 @@ def test_cuda_calls_are_only_left_out_where_they_are_told_to_be():
         ("python:own_nets:smal", UnknownName, "did you mean small"),
         ("python:own_nets:constant", UnknownName, "function of own_nets"),
         ("python:own_nets:raises", InvalidInput, "ValueError: no pretrained weights here"),
+        ("python:own_nets:leaves", InvalidInput, "SystemExit: 3"),
+        ("python:script_nets:small", UsageProblem, "SystemExit: usage: nets FILE"),
         ("python:own_nets:number", InvalidInput, "got a int"),
         ("robustbench:cifar10/Linf/Carmon2019", UnknownName, "cifar10/Linf/Carmon2019Unlabeled"),
         ("hub:someone/model", UnknownName, "kind of factory"),
