@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from hpm_robustbench.pipeline import Screen
 
 _PACKAGES = ("torch", "torchvision", "robustbench", "pyautoattack", "timm", "numpy", "scipy", "pandas", "pydantic")
+_NUMBER = re.compile(r"-|(\d[\d.,/-]*(e[+-]\d+)?[xkM]?)?")
+"""A number with its unit, a share, an interval or none of these; no hash, though that may begin with a digit."""
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned text columns, right-aligned where every cell is a number."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
-    numeric = [bool(rows) and all(cell[:1].isdigit() or cell in ("-", "") for cell in column[1:]) for column in columns]
+    numeric = [bool(rows) and all(map(_NUMBER.fullmatch, column[1:])) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         placed = [
