@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from hpm_robustbench.ledger.words import counted
 from hpm_robustbench.threat import Composition, Corruptions
 from hpm_robustbench.zoo.spec import HeadRule, ModelSpec
 
@@ -49,7 +50,8 @@ def render_card(card: ModelCard) -> str:
         return f"{card.name}: clean {card.clean_acc} %, AutoAttack {card.autoattack_acc or '-'} %"
     first = bench.headline
     threat = f"{bench.threat_name} {card.eps or ''}".strip()
-    title = f"{bench.model_id} on {first.n} {first.dataset} {first.split} images, {threat}"
+    images = counted(first.n, f"{first.dataset} {first.split} image")
+    title = f"{bench.model_id} on {images}, {threat}"
     if isinstance(bench, CorruptionBench):
         return "\n\n".join([title, *_on_corrupted_images(bench)])
     return "\n\n".join([title, *_under_attack(bench)])
@@ -256,7 +258,7 @@ _SPEC_HEADER = (
 def render_specs(specs: Sequence[ModelSpec]) -> str:
     """One line per model."""
     table = render_table(_SPEC_HEADER, [_spec_row(spec) for spec in specs])
-    return f"{table}\n\n{len(specs)} models; accuracies are published ones, in percent"
+    return f"{table}\n\n{counted(len(specs), 'model')}; accuracies are published ones, in percent"
 
 
 def render_specs_markdown(specs: Sequence[ModelSpec]) -> str:

@@ -16,6 +16,7 @@ from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.pages import label
+from hpm_robustbench.ledger.words import counted
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.hub_file import HubFile
 
@@ -64,7 +65,7 @@ def eval_results(card: ModelCard, batching: Batching, repo: str, benchmark: Benc
         value=value,
         source_url=f"https://huggingface.co/{repo}",
         source_name="Model card of hpm-robustbench",
-        notes=f"{label(evaluation)}, {under}; {evaluation.n} images of {evaluation.dataset} {evaluation.split}, "
-        f"seed {evaluation.seed}; clean {evaluation.clean.text}",
+        notes=f"{label(evaluation)}, {under}; {counted(evaluation.n, 'image')} of {evaluation.dataset} "
+        f"{evaluation.split}, seed {evaluation.seed}; clean {evaluation.clean.text}",
     )
     return str(yaml_dump(eval_result_entries_to_yaml([entry])))

@@ -16,6 +16,7 @@ from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.markdown import cell
 from hpm_robustbench.ledger.pages import label, p_value, web_address
 from hpm_robustbench.ledger.statistics import COUPLED
+from hpm_robustbench.ledger.words import counted
 
 PLOT = "robustness.svg"
 
@@ -88,6 +89,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(cell=cell, label=label, p_value=p_value, in_words=in_words, line=one_line, code=code)
+    environment.filters.update(
+        cell=cell, label=label, p_value=p_value, in_words=in_words, line=one_line, code=code, counted=counted
+    )
     environment.globals.update(notice=NOTICE, plot=PLOT, coupled=COUPLED)
     return environment

@@ -17,6 +17,7 @@ from itertools import pairwise
 from hpm_robustbench.ledger.card_block import DOUBT
 from hpm_robustbench.ledger.diagnostics import Diagnostics
 from hpm_robustbench.ledger.statistics import exceeds
+from hpm_robustbench.ledger.words import counted
 
 _HALF_A_POINT = 0.005
 """Share of images that an optimiser's luck may move; see ``exceeds`` for what that means of few images."""
@@ -79,7 +80,7 @@ def of_transfers(steps: Sequence[tuple[int, int]], *, direct: bool) -> Indicator
     failed = sum(max(0, fooled - lost) for fooled, lost in steps)
     return _indicator(
         "Transfer from surrogates",
-        f"{fooled} times a surrogate was fooled, {lost} times the target fell",
+        f"{counted(fooled, 'time')} a surrogate was fooled, {counted(lost, 'time')} the target fell",
         "never: the target itself is attacked too" if direct else "fooled surrogates leave images standing",
         f"{failed} images fooled a surrogate and not the target, which no step attacks itself",
         fires=failed > 0 and not direct,
@@ -96,7 +97,8 @@ def of_black_boxes(broken: Sequence[tuple[str, int]], n: int) -> Indicator:
     wins = [f"{name} won {count} images" for name, count in broken if overstates(count, n)]
     return _indicator(
         "Attacks without gradients",
-        f"broke {sum(count for _, count in broken)} images that gradient attacks had left standing, of {n} in all",
+        f"broke {counted(sum(count for _, count in broken), 'image')} that gradient attacks had left standing, "
+        f"of {n} in all",
         f"one step breaks more than {_SQUARE_MARGIN:.1%}",
         ", ".join(wins),
         fires=bool(wins),

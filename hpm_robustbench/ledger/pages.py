@@ -21,6 +21,7 @@ from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
 from hpm_robustbench.ledger.statistics import COUPLED
 from hpm_robustbench.ledger.templates import site_environment
+from hpm_robustbench.ledger.words import counted
 from hpm_robustbench.threat import Composition, Corruptions
 
 GENERATOR = "hpm-bench leaderboard"
@@ -118,7 +119,8 @@ def _knob(value: object) -> str:
 @cache
 def _environment() -> Environment:
     environment = site_environment()
-    environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command, curves=curves)
+    environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command)
+    environment.filters.update(curves=curves, counted=counted)
     environment.globals.update(
         rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, controls=CONTROLS, notice=NOTICE, generator=GENERATOR
     )
