@@ -81,6 +81,14 @@ def test_unknown_and_missing_are_not_called_no_or_zero(read_html, tmp_path):
     assert "60% 60% yes 8/255" in read_html(tmp_path / "page.html").text
 
 
+def test_a_break_in_a_venue_is_a_space_and_everything_else_is_text(read_html, tmp_path):
+    known = [entry("A", "90", "60", venue="GitHub,<br>Sep 2019<b>")]
+    (tmp_path / "page.html").write_text(render_published(published_tables(known)), encoding="utf-8")
+    page = read_html(tmp_path / "page.html")
+    assert "GitHub, Sep 2019<b>" in page.text
+    assert "b" not in {tag for tag, _ in page.tags}
+
+
 def test_the_page_says_whose_numbers_these_are_and_leads_back(read_html, tmp_path):
     board = build(tmp_path / "cards", tmp_path / "board").parent
     page = read_html(board / "published.html")
