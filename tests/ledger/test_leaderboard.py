@@ -111,6 +111,18 @@ def test_every_step_of_every_evaluation_is_on_the_page(board, card, read_html):
     assert all(name in text for name in steps)
 
 
+def test_flags_of_a_run_stand_below_its_steps_and_not_beside_its_clean_images(board, card, read_html):
+    page = read_html(board / "cifar10/Linf/resnet4b_linf2.html")
+    flagged = [evaluation for evaluation in card.hpm_bench.evaluations if evaluation.flags]
+    assert flagged
+    assert [tag for tag, _ in page.tags].count("tfoot") == len(flagged)
+    for evaluation in flagged:
+        flags = "; ".join(evaluation.flags)
+        assert f"The whole run {flags}" in page.text
+        clean = evaluation.clean
+        assert f"clean images {clean.text}% {clean.low:.1f}–{clean.high:.1f} {evaluation.steps[0].name}" in page.text
+
+
 def test_the_command_repeats_the_card(card, make_card):
     assert command(make_card("Wide", eps="8/255").hpm_bench) == (
         "hpm-bench run --model Wide \\\n"
