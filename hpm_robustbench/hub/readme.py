@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpm_robustbench.hub.description import Description
 from hpm_robustbench.hub.metadata import front_matter, samples_front_matter
-from hpm_robustbench.ledger.card_bench import HpmBench, Samples, Verdict
+from hpm_robustbench.ledger.card_bench import HpmBench, Samples
 from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.markdown import cell
-from hpm_robustbench.ledger.pages import label, p_value, web_address
+from hpm_robustbench.ledger.pages import in_words, label, p_value, web_address
 from hpm_robustbench.ledger.statistics import COUPLED
 from hpm_robustbench.ledger.words import counted
 
@@ -56,18 +56,6 @@ def _of_card(card: ModelCard) -> dict[str, Any]:
 
 def _render(name: str, facts: dict[str, Any]) -> bytes:
     return _environment().get_template(name).render(facts).encode()
-
-
-def in_words(verdict: Verdict, bench: HpmBench) -> str:
-    """A verdict as a sentence; after fine-tuning no gain is credited without C1."""
-    if verdict.verdict == "undecided" and bench.tuning and bench.fc(verdict.batching) is None:
-        return "no gain is credited to HPM here."
-    told = {
-        "helps": "it helps here.",
-        "hurts": "it does not help here, it hurts.",
-        "undecided": f"it does not help here, as far as {verdict.n} images can tell.",
-    }
-    return told[verdict.verdict]
 
 
 def one_line(text: object) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment
 
-from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, Bench, HpmBench
+from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, Bench, HpmBench, Verdict
 from hpm_robustbench.ledger.card_control import CONTROLS
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
 from hpm_robustbench.ledger.card_evaluation import Evaluation
@@ -19,7 +19,7 @@ from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrac
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.published_rows import PublishedTable
 from hpm_robustbench.ledger.rows import Row, Track
-from hpm_robustbench.ledger.statistics import COUPLED
+from hpm_robustbench.ledger.statistics import COUPLED, outcome
 from hpm_robustbench.ledger.templates import site_environment
 from hpm_robustbench.ledger.words import counted
 from hpm_robustbench.threat import Composition, Corruptions
@@ -73,6 +73,20 @@ def label(evaluation: Evaluation | CorruptionEvaluation) -> str:
     return f"HPM {evaluation.batching.name}{composed}"
 
 
+def in_words(verdict: Verdict, bench: HpmBench) -> str:
+    """A verdict as half a sentence: a gain beside the base model is told, and credited only beside C1, too."""
+    if verdict.verdict == "helps":
+        return "it helps here"
+    if verdict.verdict == "hurts":
+        return "it does not help here, it hurts"
+    if outcome(verdict.test) != "helps":
+        return f"undecided, as far as {counted(verdict.n, 'image')} can tell"
+    fc = bench.fc(verdict.batching)
+    than_c1 = f"not than C1 ({p_value(fc.p_value)})" if fc else "C1 has not been tried"
+    than_base = f"better than the base model ({p_value(verdict.p_value)})"
+    return f"undecided, {than_base}, but {than_c1}; no gain is credited to HPM"
+
+
 def curves(bench: HpmBench) -> str:
     """The picture of a fine-tuning, for a place where a browser runs nothing of it."""
     assert bench.fine_tuning is not None
@@ -120,7 +134,7 @@ def _knob(value: object) -> str:
 def _environment() -> Environment:
     environment = site_environment()
     environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command)
-    environment.filters.update(curves=curves, counted=counted)
+    environment.filters.update(in_words=in_words, curves=curves, counted=counted)
     environment.globals.update(
         rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, controls=CONTROLS, notice=NOTICE, generator=GENERATOR
     )

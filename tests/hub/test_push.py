@@ -136,7 +136,7 @@ def test_the_page_tells_the_verdict_how_to_load_and_the_limits(push):
     solo = read_card(Path(__file__).parents[2] / "model_cards" / CARD).hpm_bench.headline
     assert numbers["HPM SOLO accuracy under AutoAttack (Linf 3/16)"] == solo.autoattack.value
     assert numbers["HPM SOLO accuracy under every attack (Linf 3/16)"] == solo.robust.value < solo.autoattack.value
-    assert "**HPM SOLO: it does not help here, as far as 500 images can tell.**" in page
+    assert "**HPM SOLO: undecided, as far as 500 images can tell.**" in page
     assert "**HPM JOINT: it does not help here, it hurts.**" in page
     interval = f"{solo.robust.low:.2f} to {solo.robust.high:.2f}"
     numbers = f"{solo.clean.text} % | {solo.autoattack.text} % | **{solo.robust.text} %** | {interval} | 500"

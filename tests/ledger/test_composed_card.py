@@ -34,7 +34,7 @@ def test_the_pages_the_table_and_the_command_name_it(composed, card, tmp_path, r
     write_card(composed, tmp_path / "cards")
     build(tmp_path / "cards", tmp_path / "board")
     page = read_html(tmp_path / "board" / "cifar10" / "Linf" / "resnet4b_linf2.html").text
-    assert "with HPM JOINT, single-class batches" in page, "the verdict"
+    assert "HPM JOINT, single-class batches: it does not help here, it hurts." in page
     assert "HPM JOINT, single-class batches, step by step" in page
     assert "B at most 128, single-class" in read_html(tmp_path / "board" / "index.html").text
     assert "single-class" in (tmp_path / "board" / "leaderboard.csv").read_text()

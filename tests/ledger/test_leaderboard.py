@@ -87,9 +87,9 @@ def test_the_index_shows_counts_intervals_and_batch_sizes(board, card, read_html
 @pytest.mark.parametrize(
     ("hpm", "sentence"),
     [
-        (0.1, "HPM helps here: under every attack"),
-        (0.45, "HPM does not help here, it hurts: under every attack"),
-        (0.3, "HPM does not help here, as far as 400 images can tell: under every attack"),
+        (0.1, "HPM SOLO: it helps here. Under every attack"),
+        (0.45, "HPM SOLO: it does not help here, it hurts. Under every attack"),
+        (0.3, "HPM SOLO: undecided, as far as 400 images can tell. Under every attack"),
     ],
 )
 def test_the_model_page_opens_with_the_verdict_in_words(make_card, tmp_path, read_html, hpm, sentence):

@@ -18,7 +18,7 @@ from hpm_robustbench.ledger.card_control import CONTROLS
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, check_replaceable, write_card
-from hpm_robustbench.ledger.pages import command
+from hpm_robustbench.ledger.pages import command, in_words
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.statistics import compare, outcome
 from hpm_robustbench.report import render_card
@@ -170,7 +170,7 @@ def test_its_page_shows_base_every_control_and_hpm(spec, make_tuned_card, tmp_pa
 def test_without_c1_page_and_terminal_say_that_nothing_is_credited(spec, make_tuned_card, tmp_path, read_html):
     card = make_tuned_card(spec, PLAIN, controls={"static": 0.3})
     page = page_of([card], tmp_path, read_html, card.hpm_bench.model_id)
-    assert "No gain is credited to HPM here" in page.text
+    assert "HPM SOLO: undecided, better than the base model (p < 0.001), but C1 has not been tried; no" in page.text
     assert page.text.count("no gain can be credited to HPM") == 4
     assert "C1 not tried" in read_html(tmp_path / "board/index.html").text
     assert "no gain can be credited to HPM" in render_card(card)
@@ -272,3 +272,8 @@ def test_lost_clean_accuracy_is_that_of_the_test_images_beside_the_base_model(wi
     assert len(lost) == told
     if told:
         assert f"On the test images clean accuracy fell from {before} of the base model to {after}" in lost[0]
+
+
+def test_a_gain_beside_neither_is_told_of_neither(spec, make_tuned_card):
+    bench = make_tuned_card(spec, PLAIN, base=0.22, hpm=0.2, controls={"fc": 0.22}).hpm_bench
+    assert in_words(bench.verdicts[0], bench) == "undecided, as far as 400 images can tell"
