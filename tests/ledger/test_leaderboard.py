@@ -12,10 +12,12 @@ import pytest
 
 from hpm_robustbench.errors import Drift, InvalidInput, StorageProblem
 from hpm_robustbench.ledger.card_bench import Weights
+from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.leaderboard import build, check
 from hpm_robustbench.ledger.model_card import write_card
-from hpm_robustbench.ledger.pages import command, p_value
+from hpm_robustbench.ledger.pages import command, p_value, render_index
 from hpm_robustbench.ledger.rows import tracks
+from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.zoo.spec import Paper
 
 ROBUSTBENCH_COLUMNS = [
@@ -75,7 +77,17 @@ def test_robustbenchs_columns_come_first_in_its_order(board, read_html):
     header = [cell for cell in read_html(board / "index.html").headers if cell]
     start = header.index("Rank")
     assert header[start : start + 9] == ROBUSTBENCH_COLUMNS
-    assert header[start + 9] == "HPM verdict (SOLO)"
+    assert header[start + 9 : start + 18] == [
+        "HPM verdict (SOLO)",
+        "Base clean",
+        "Base AutoAttack",
+        "Base, every attack",
+        "C1 AutoAttack",
+        "C1, every attack",
+        "HPM JOINT MSA, sample-worst",
+        "n",
+        "Licence",
+    ]
 
 
 def test_the_index_shows_counts_intervals_and_batch_sizes(board, card, read_html):
@@ -195,6 +207,26 @@ def test_csv_and_json_say_the_same(board):
     assert len(rows) == 4
     for line, row in zip(lines, rows, strict=True):
         assert line == {column: "" if value is None else str(value) for column, value in row.items()}
+
+
+def test_the_numbers_that_a_verdict_compares_are_in_every_table(spec, make_tuned_card, tmp_path, read_html):
+    """Those under every attack, where they are other ones than those under AutoAttack."""
+    card = make_tuned_card(spec, Tuning(find_recipe("uniform-v1")), controls={"fc": 0.3})
+    base, c1 = Metric.from_count(77, 400), Metric.from_count(111, 400)
+    first, *others = card.hpm_bench.evaluations
+    fc, *rest = card.hpm_bench.controls
+    told = {
+        "evaluations": [first.model_copy(update={"robust": base}), *others],
+        "controls": [fc.model_copy(update={"robust": c1}), *rest],
+    }
+    [track] = tracks([card.model_copy(update={"hpm_bench": card.hpm_bench.model_copy(update=told)})])
+    line = track.rows[0].flat()
+    for name, metric in (("base_best_known", base), ("c1_best_known", c1)):
+        assert [line[f"{name}{end}"] for end in ("", "_low", "_high")] == [metric.value, metric.low, metric.high]
+    (tmp_path / "index.html").write_text(render_index([track], []), encoding="utf-8")
+    of_base, of_c1 = (f"{m.text}% {m.low:.1f}–{m.high:.1f}" for m in (base, c1))
+    between = f"{fc.autoattack.text}% {fc.autoattack.low:.1f}–{fc.autoattack.high:.1f}"
+    assert f"{of_base} {between} {of_c1}" in read_html(tmp_path / "index.html").text
 
 
 def test_a_spreadsheet_finds_no_formula(make_card, tmp_path):
