@@ -164,6 +164,11 @@ class Bench(Block):
         return self.model_id.removesuffix(f"_{self.tuning['name']}") if self.tuning else self.model_id
 
     @property
+    def parent_id(self) -> str:
+        """The model in whose place a control was fine-tuned; of any other model its own name."""
+        return self.model_id.removesuffix(f"_{self.control}")
+
+    @property
     def knobs(self) -> dict[str, JsonValue]:
         """The definition of HPM, without how it was fine-tuned."""
         return {knob: value for knob, value in self.defence.items() if knob != "tuning"}

@@ -12,14 +12,15 @@ from typing import Any
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.image_set import ImageSet
+from hpm_robustbench.ledger.ranks import ranked
 from hpm_robustbench.threat import Batching, Corruptions
 
 
 @dataclass(frozen=True)
 class CorruptionRow:
-    """A card and its rank on its track, 1 being the most robust."""
+    """A card and its rank on its track, 1 being the most robust; a control has none."""
 
-    rank: int
+    rank: int | None
     card: ModelCard
 
     @property
@@ -30,8 +31,8 @@ class CorruptionRow:
 
     @property
     def base(self) -> CorruptionEvaluation | None:
-        """The model without HPM."""
-        return self.bench.evaluation("base", Batching.SOLO)
+        """The model without HPM; the card of C1 tells of none, but of C1 in its place."""
+        return None if self.bench.control == "fc" else self.bench.evaluation("base", Batching.SOLO)
 
     @property
     def solo(self) -> CorruptionEvaluation:
@@ -103,14 +104,14 @@ class CorruptionTrack:
 
 
 def corruption_tracks(cards: Iterable[ModelCard]) -> list[CorruptionTrack]:
-    """Group cards by dataset and images and rank them; ties go to standard accuracy, then to the model's name."""
+    """Group cards by dataset and images and rank the models; ties go to standard accuracy, then to the model's name."""
     ordered = sorted(cards, key=lambda card: (card.dataset, _images(card).order, _standing(card)))
     groups = [(key, list(group)) for key, group in groupby(ordered, key=lambda card: (card.dataset, _images(card)))]
     sets = Counter(dataset for (dataset, _), _ in groups)
     return [
         CorruptionTrack(
             dataset,
-            tuple(CorruptionRow(rank, card) for rank, card in enumerate(group, start=1)),
+            tuple(CorruptionRow(rank, card) for rank, card in ranked(group)),
             images if sets[dataset] > 1 else None,
         )
         for (dataset, images), group in groups

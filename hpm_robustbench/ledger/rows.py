@@ -14,6 +14,7 @@ from hpm_robustbench.ledger.card_control import Control, written
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.image_set import ImageSet
+from hpm_robustbench.ledger.ranks import ranked
 from hpm_robustbench.ledger.statistics import holm
 from hpm_robustbench.ledger.step_list import OtherSteps, StepsOf, other_steps
 from hpm_robustbench.threat import Batching
@@ -21,14 +22,14 @@ from hpm_robustbench.threat import Batching
 
 @dataclass(frozen=True)
 class Row:
-    """A card and its rank on its track, 1 being the most robust.
+    """A card and its rank on its track, 1 being the most robust; a control has none.
 
     ``p_holm`` is the SOLO verdict's p-value, adjusted for all SOLO verdicts on the board that can reject: who shows
     twenty models has to count the twenty. Models that were tried without a card nobody can count. ``msa`` tells the
     steps of today, if they are known.
     """
 
-    rank: int
+    rank: int | None
     card: ModelCard
     p_holm: float | None = None
     msa: StepsOf | None = None
@@ -41,8 +42,8 @@ class Row:
 
     @property
     def base(self) -> Evaluation | None:
-        """The model without HPM."""
-        return self.bench.evaluation("base", Batching.SOLO)
+        """The model without HPM; the card of C1 tells of none, but of C1 in its place."""
+        return None if self.bench.control == "fc" else self.bench.evaluation("base", Batching.SOLO)
 
     @property
     def solo(self) -> Evaluation:
@@ -70,13 +71,15 @@ class Row:
         # Given how many images differ, on which the exact test conditions, p is 1 where none does: that verdict is
         # never a false rejection, and so Holm keeps his promise without counting it (Tarone 1990). Where HPM differs
         # from C1 but not from the base model, or the other way round, it may still hurt, and the verdict counts.
-        tests = [*([self.verdict.test] if self.verdict else []), *([self.fc.test] if self.verdict and self.fc else [])]
+        fc = self.bench.fc(Batching.SOLO)
+        tests = [*([self.verdict.test] if self.verdict else []), *([fc.test] if self.verdict and fc else [])]
         return any(test.only_first + test.only_second for test in tests)
 
     @property
-    def fc(self) -> Control | None:
-        """C1 beside HPM SOLO, after fine-tuning."""
-        return self.bench.fc(Batching.SOLO)
+    def fc(self) -> Control | Evaluation | None:
+        """C1 after fine-tuning: beside HPM SOLO, or as its own card tells of it."""
+        own = self.bench.control == "fc"
+        return self.bench.evaluation("base", Batching.SOLO) if own else self.bench.fc(Batching.SOLO)
 
     @property
     def page(self) -> str:
@@ -120,6 +123,7 @@ class Row:
             **_columns("base_clean", base.clean if base else None),
             **_columns("base_autoattack", base.autoattack if base else None),
             **_columns("base_best_known", base.robust if base else None),
+            **_columns("c1_clean", self.fc.clean if self.fc else None),
             **_columns("c1_autoattack", self.fc.autoattack if self.fc else None),
             **_columns("c1_best_known", self.fc.robust if self.fc else None),
             "control": self.bench.control,
@@ -165,7 +169,7 @@ class Track:
 
 
 def tracks(cards: Iterable[ModelCard], msa: StepsOf | None = None) -> list[Track]:
-    """Group cards by track and rank them; ties go to standard accuracy, then to the model's name."""
+    """Group cards by track and rank the models; ties go to standard accuracy, then to the model's name."""
     ordered = sorted(cards, key=lambda card: (_track(card), _images(card).order, _standing(card)))
     family = [row for row in (Row(0, card) for card in ordered) if row.can_reject]
     judged = [(row.page, p) for row in family if (p := row.p_value) is not None]
@@ -176,7 +180,7 @@ def tracks(cards: Iterable[ModelCard], msa: StepsOf | None = None) -> list[Track
 
 
 def _ranked(cards: list[ModelCard], adjusted: Mapping[str, float], msa: StepsOf | None, *, alone: bool) -> Track:
-    rows = tuple(Row(rank, card, adjusted.get(Row(0, card).page), msa) for rank, card in enumerate(cards, start=1))
+    rows = tuple(Row(rank, card, adjusted.get(Row(0, card).page), msa) for rank, card in ranked(cards))
     threat = rows[0].solo.threat
     return Track(cards[0].dataset, threat.norm.value, threat.eps, rows, None if alone else _images(cards[0]))
 
