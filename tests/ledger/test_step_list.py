@@ -116,8 +116,10 @@ def test_index_page_and_files_tell_of_other_steps(card, as_it_was, with_one_more
         check(tmp_path / "cards", index.parent, steps)
         page = read_html(index)
         assert [tag for tag, _ in page.tags].count("abbr") == marks
-        assert ("Found by another list of attack steps" in page.text) == bool(marks)
+        assert ("400 BSD-3-Clause † Found by other attack steps than MSA has now" in page.text) == bool(marks)
+        assert page.text.count("Found by other attack steps") == bool(marks), "not in a legend that is closed"
         model = read_html(index.parent / "cifar10/Linf/resnet4b_linf2.html").text
+        assert model.count("† ") == 2 * marks, "at the number, and below the table"
         assert ("another list of attack steps" in model) == bool(marks)
         assert ("without new-joint@hpm ." in model) == bool(marks)
         [line] = csv.DictReader(io.StringIO((index.parent / "leaderboard.csv").read_text()))
