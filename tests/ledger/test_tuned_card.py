@@ -254,6 +254,9 @@ def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_
     assert kind == "data:image/svg+xml"
     tags = [element.tag.rpartition("}")[2] for element in ElementTree.fromstring(unquote(content)).iter()]
     assert tags.count("polyline") == 3
+    assert "the table below has the values" in picture["alt"]
+    values = "0 – 80.00% 40.00% 1 1.25 79.00% 50.00% 2 1 77.00% 55.00%"
+    assert f"The values by epoch Epoch Loss Clean Robust {values}" in page.text
     assert "On held-out training images clean accuracy fell from 80.00% to 77.00%" in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "fine-tuning: On held-out training images clean accuracy fell" in render_card(card)
