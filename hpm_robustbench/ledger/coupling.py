@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord
 
 COUPLING = "coupling"
@@ -32,12 +31,6 @@ def standing(record: RunRecord, records: Sequence[RunRecord]) -> list[bool]:
         records: all runs of the screen.
     """
     weaker = CAN_ALSO.get(record.plan.protocol, ())
-    found = [standing(other, records) for other in records if other.plan.protocol in weaker and _same(other, record)]
+    beside = [other for other in records if other.plan.trial_of_model == record.plan.trial_of_model]
+    found = [standing(other, beside) for other in beside if other.plan.protocol in weaker]
     return [all(row) for row in zip(record.standing(), *found, strict=True)]
-
-
-def _same(one: RunRecord, other: RunRecord) -> bool:
-    """Whether both are about the same images in the same batches."""
-    ones, others = one.plan, other.plan
-    assert isinstance(ones, Plan) and isinstance(others, Plan)
-    return (ones.model, *ones.trial) == (others.model, *others.trial)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hpm_robustbench.ledger.plan import QUICK, BasePlan, Plan
+from hpm_robustbench.ledger.plan import QUICK, Plan
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.ledger.transfers import with_transfers
 
@@ -36,11 +36,11 @@ def matrix_rows(alone: Sequence[RunRecord], in_turn: Sequence[RunRecord]) -> lis
     broken = {record.run_key: _broken(record) for record in alone}
     models = {record.plan.model for record in in_turn}
     whole = [end for model in models for end in with_transfers([r for r in in_turn if r.plan.model == model])]
-    stood = {_trial(record.plan): _standing(record) for record in whole}
+    stood = {record.plan.trial_of_model: _standing(record) for record in whole}
     rows = []
     for record in alone:
-        trial, found = _trial(record.plan), broken[record.run_key]
-        others = (broken[r.run_key] for r in alone if r is not record and _trial(r.plan) == trial)
+        trial, found = record.plan.trial_of_model, broken[record.run_key]
+        others = (broken[r.run_key] for r in alone if r is not record and r.plan.trial_of_model == trial)
         rows.append(
             {
                 "model": record.plan.model,
@@ -55,11 +55,6 @@ def matrix_rows(alone: Sequence[RunRecord], in_turn: Sequence[RunRecord]) -> lis
             }
         )
     return rows
-
-
-def _trial(plan: BasePlan) -> tuple[object, ...]:
-    """What the members of one trial have in common."""
-    return plan.model, *plan.trial
 
 
 def _standing(record: RunRecord) -> set[int]:

@@ -134,6 +134,11 @@ class BasePlan:
         images = self.examples.fingerprint
         return self.target, self.batching, self.batch_size, self.composition, self.seed, budget, images
 
+    @property
+    def trial_of_model(self) -> tuple[object, ...]:
+        """The trial and whose it is: what runs have in common that attack the same model there."""
+        return self.model, *self.trial
+
     def shards(self) -> list[list[int]]:
         """Row numbers of each shard: JOINT rows are shuffled once by the seed and composed, others keep their order."""
         return [shard for rows in self._sequences() for shard in _parts(rows, self.shard_size)]
