@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby
 from typing import Any
@@ -15,6 +15,7 @@ from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.image_set import ImageSet
 from hpm_robustbench.ledger.ranks import ranked
+from hpm_robustbench.ledger.same_network import base_of, fallen_anywhere, tempered
 from hpm_robustbench.ledger.statistics import holm
 from hpm_robustbench.ledger.step_list import OtherSteps, StepsOf, other_steps
 from hpm_robustbench.threat import Batching
@@ -26,13 +27,14 @@ class Row:
 
     ``p_holm`` is the SOLO verdict's p-value, adjusted for all SOLO verdicts on the board that can reject: who shows
     twenty models has to count the twenty. Models that were tried without a card nobody can count. ``msa`` tells the
-    steps of today, if they are known.
+    steps of today, if they are known. ``fallen`` are the images that the base model has lost on any card of the board.
     """
 
     rank: int | None
     card: ModelCard
     p_holm: float | None = None
     msa: StepsOf | None = None
+    fallen: frozenset[int] | None = None
 
     @property
     def bench(self) -> HpmBench:
@@ -43,7 +45,15 @@ class Row:
     @property
     def base(self) -> Evaluation | None:
         """The model without HPM; the card of C1 tells of none, but of C1 in its place."""
-        return None if self.bench.control == "fc" else self.bench.evaluation("base", Batching.SOLO)
+        return base_of(self.bench)
+
+    @property
+    def base_on_all_cards(self) -> Metric | None:
+        """What stands on the base model when all cards of the board are counted, if that is less than on this one."""
+        base = self.base
+        if base is None or self.fallen is None or base.n - len(self.fallen) >= base.robust.count:
+            return None
+        return Metric.from_count(base.n - len(self.fallen), base.n)
 
     @property
     def solo(self) -> Evaluation:
@@ -56,9 +66,20 @@ class Row:
         return self.bench.evaluation("hpm", Batching.JOINT)
 
     @property
+    def verdicts(self) -> list[Verdict]:
+        """Those of the card, less certain where other cards of its network ask for it."""
+        return [tempered(claim, self.bench, self.fallen) for claim in self.bench.verdicts]
+
+    @property
     def verdict(self) -> Verdict | None:
         """Whether HPM SOLO helps."""
-        return self.bench.verdict(Batching.SOLO)
+        return next((claim for claim in self.verdicts if claim.batching is Batching.SOLO), None)
+
+    def without_hpm(self, claim: Verdict) -> Metric:
+        """What stands on the base model in the comparison of a verdict."""
+        hpm = self.bench.evaluation("hpm", claim.batching)
+        assert hpm is not None
+        return Metric.from_count(hpm.robust.count + claim.only_base - claim.only_hpm, claim.n)
 
     @property
     def p_value(self) -> float | None:
@@ -123,6 +144,7 @@ class Row:
             **_columns("base_clean", base.clean if base else None),
             **_columns("base_autoattack", base.autoattack if base else None),
             **_columns("base_best_known", base.robust if base else None),
+            **_columns("base_on_all_cards", self.base_on_all_cards or (base.robust if base else None)),
             **_columns("c1_clean", self.fc.clean if self.fc else None),
             **_columns("c1_autoattack", self.fc.autoattack if self.fc else None),
             **_columns("c1_best_known", self.fc.robust if self.fc else None),
@@ -171,31 +193,38 @@ class Track:
 def tracks(cards: Iterable[ModelCard], msa: StepsOf | None = None) -> list[Track]:
     """Group cards by track and rank the models; ties go to standard accuracy, then to the model's name."""
     ordered = sorted(cards, key=lambda card: (_track(card), _images(card).order, _standing(card)))
-    family = [row for row in (Row(0, card) for card in ordered) if row.can_reject]
-    judged = [(row.page, p) for row in family if (p := row.p_value) is not None]
-    adjusted = dict(zip([page for page, _ in judged], holm([p for _, p in judged]), strict=True))
+    rows = _rows(ordered, msa)
     groups = [list(group) for _, group in groupby(ordered, key=lambda card: (_track(card), _images(card)))]
     sets = Counter(_track(group[0]) for group in groups)
-    return [_ranked(group, adjusted, msa, alone=sets[_track(group[0])] == 1) for group in groups]
+    return [_ranked(group, rows, alone=sets[_track(group[0])] == 1) for group in groups]
 
 
-def _ranked(cards: list[ModelCard], adjusted: Mapping[str, float], msa: StepsOf | None, *, alone: bool) -> Track:
-    rows = tuple(Row(rank, card, adjusted.get(Row(0, card).page), msa) for rank, card in ranked(cards))
+def _rows(cards: Sequence[ModelCard], msa: StepsOf | None) -> dict[str, Row]:
+    """By the address of its page what all cards together say of each, but for the ranks."""
+    known = fallen_anywhere([Row(None, card).bench for card in cards])
+    rows = [Row(None, card, msa=msa, fallen=fallen) for card, fallen in zip(cards, known, strict=True)]
+    judged = [(row.page, p) for row in rows if row.can_reject and (p := row.p_value) is not None]
+    adjusted = dict(zip([page for page, _ in judged], holm([p for _, p in judged]), strict=True))
+    return {row.page: replace(row, p_holm=adjusted.get(row.page)) for row in rows}
+
+
+def _ranked(cards: list[ModelCard], known: Mapping[str, Row], *, alone: bool) -> Track:
+    rows = tuple(replace(known[Row(None, card).page], rank=rank) for rank, card in ranked(cards))
     threat = rows[0].solo.threat
     return Track(cards[0].dataset, threat.norm.value, threat.eps, rows, None if alone else _images(cards[0]))
 
 
 def _track(card: ModelCard) -> tuple[str, str, Fraction]:
-    threat = Row(0, card).solo.threat
+    threat = Row(None, card).solo.threat
     return card.dataset, threat.norm.value, Fraction(threat.eps_exact)
 
 
 def _images(card: ModelCard) -> ImageSet:
-    return ImageSet.of(Row(0, card).solo)
+    return ImageSet.of(Row(None, card).solo)
 
 
 def _standing(card: ModelCard) -> tuple[Fraction, Fraction, str]:
-    row = Row(0, card)
+    row = Row(None, card)
     robust, clean = row.solo.robust, row.solo.clean
     return -Fraction(robust.count, robust.n), -Fraction(clean.count, clean.n), row.bench.model_id
 
