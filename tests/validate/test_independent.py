@@ -54,10 +54,13 @@ def finished(case: Case, plan: Plan, subject: Subject, runs: Path) -> RunRecord:
 def test_it_finds_nothing_that_msa_missed(case: Case, batching: Batching) -> None:
     plan, subject = next(trial for trial in case.trials if trial[0].target == "hpm" and trial[0].batching is batching)
     assert isinstance(plan, Plan)
-    standing = np.array(finished(case, plan, subject, case.output / "runs").standing())
+    record = finished(case, plan, subject, case.output / "runs")
+    standing = np.array(record.standing())
+    broken = np.array(record.clean_correct) & ~standing
     x, y = case.test.images, case.test.labels
     wrong = misclassified(subject.classifier, x, y, float(plan.threat.eps), restarts=27, steps=100).numpy()
     missed = standing & wrong
+    assert (wrong & broken).sum() > broken.sum() / 2, "he is weak himself"
     assert missed.mean() <= HALF_A_POINT, f"{missed.sum()} of {standing.sum()} that stood under MSA"
 
 
