@@ -151,7 +151,7 @@ def sound() -> Diagnostics:
         saturated=6,
         logit_gap=4.25,
         budgets=[AtBudget(multiple=m, standing=n) for m, n in ((0.25, 60), (0.5, 51), (1.0, 40), (2.0, 3), (127.5, 0))],
-        iterations=[AtSteps(steps=m, standing=n) for m, n in ((25, 43), (50, 40), (100, 40), (200, 39))],
+        iterations=[AtSteps(steps=m, standing=n) for m, n in ((25, 43), (50, 40), (100, 40), (200, 40))],
         noise=2,
         noise_alone=0,
         forward=40000,

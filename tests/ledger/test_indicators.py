@@ -29,6 +29,7 @@ RISING = curve(AtBudget, "multiple", (0.5, 50), (1.0, 40), (2.0, 45), (127.5, 0)
 HOLDING = curve(AtBudget, "multiple", (1.0, 40), (2.0, 20), (127.5, 1))
 ONE_MORE = curve(AtBudget, "multiple", (1.0, 40), (2.0, 41), (127.5, 0))
 UNFINISHED = curve(AtSteps, "steps", (50, 50), (100, 45), (200, 43))
+PERHAPS = curve(AtSteps, "steps", (50, 50), (100, 44), (200, 43))
 FAULTS = [
     ({"dead_margin": 2}, f"{DOUBT}: the margin has no gradient at 2 of 64 images: gradient attacks see nothing there"),
     (
@@ -50,6 +51,11 @@ FAULTS = [
     (
         {"iterations": UNFINISHED},
         "the gradient attack has not converged: 45 of 64 images stand after 100 steps, 43 after 200",
+    ),
+    (
+        {"iterations": PERHAPS},
+        "the gradient attack may not have converged: 44 of 64 images stand after 100 steps, 43 after 200, no more than "
+        "chance explains",
     ),
     ({"noise_alone": 1}, "random noise broke 1 of 64 images that the gradient attack had left standing"),
 ]
@@ -84,6 +90,12 @@ def test_each_fault_fires_its_own_indicator_and_no_other(sound, fault, flag):
 )
 def test_what_luck_explains_fires_nothing(sound, chance):
     assert flags(sound.model_copy(update=chance)) == []
+
+
+@pytest.mark.parametrize(("changed", "fires"), [(0, False), (4, False), (5, True)])
+def test_of_many_images_a_doubling_may_change_less_than_half_a_point(sound, changed, fires):
+    iterations = curve(AtSteps, "steps", (100, 400), (200, 400 - changed))
+    assert bool(flags(sound.model_copy(update={"n": 1000, "iterations": iterations}))) == fires
 
 
 def test_a_batch_coupled_target_may_answer_other_batches_otherwise_but_not_the_same_ones(sound):
