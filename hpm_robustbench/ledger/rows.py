@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -65,7 +66,7 @@ class Row:
         """HPM answering whole batches."""
         return self.bench.evaluation("hpm", Batching.JOINT)
 
-    @property
+    @cached_property
     def verdicts(self) -> list[Verdict]:
         """Those of the card, less certain where other cards of its network ask for it."""
         return [tempered(claim, self.bench, self.fallen) for claim in self.bench.verdicts]

@@ -11,11 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hpm_robustbench.ledger.card_bench import HpmBench, Verdict, judged
-from hpm_robustbench.ledger.card_control import written
+from hpm_robustbench.ledger.card_bench import HpmBench, Verdict
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.image_set import ImageSet
-from hpm_robustbench.ledger.statistics import compare
 from hpm_robustbench.threat import Batching
 
 
@@ -41,15 +39,18 @@ def base_of(bench: HpmBench) -> Evaluation | None:
 
 def fallen_anywhere(benches: Sequence[HpmBench]) -> list[frozenset[int] | None]:
     """For each card the rows of its base model that fell on any of these cards, if it tells of rows itself."""
-    bases = [base_of(bench) for bench in benches]
-    networks = [
-        Network.of(base, bench) if base and base.fallen is not None else None
-        for base, bench in zip(bases, benches, strict=True)
-    ]
-    found: defaultdict[Network | None, set[int]] = defaultdict(set)
-    for network, base in zip(networks, bases, strict=True):
-        found[network] |= (base and base.fallen) or set()
-    return [frozenset(found[network]) if network else None for network in networks]
+    told = [_told(bench) for bench in benches]
+    found: defaultdict[Network, set[int]] = defaultdict(set)
+    for network, fallen in filter(None, told):
+        found[network] |= fallen
+    return [frozenset(found[one[0]]) if one else None for one in told]
+
+
+def _told(bench: HpmBench) -> tuple[Network, set[int]] | None:
+    """Whose rows a card tells of, and which fell on it."""
+    base = base_of(bench)
+    fallen = base.fallen if base else None
+    return (Network.of(base, bench), fallen) if base and fallen is not None else None
 
 
 def tempered(claim: Verdict, bench: HpmBench, fallen: frozenset[int] | None) -> Verdict:
@@ -61,10 +62,10 @@ def tempered(claim: Verdict, bench: HpmBench, fallen: frozenset[int] | None) -> 
     hpm = bench.evaluation("hpm", claim.batching)
     if fallen is None or hpm is None or hpm.fallen is None:
         return claim
-    test = compare(len(hpm.fallen - fallen), len(fallen - hpm.fallen))
-    if test.p_value <= claim.p_value:
-        return claim
+    base, defended = ([row not in lost for row in range(claim.n)] for lost in (fallen, hpm.fallen))
     fc = bench.fc(claim.batching)
-    verdict = judged(test, fc.test if fc else None, tuned=bool(bench.tuning))
-    told = {"only_base": test.only_first, "only_hpm": test.only_second, "p_value": written(test.p_value)}
-    return claim.model_copy(update={**told, "verdict": verdict if verdict == claim.verdict else "undecided"})
+    known = Verdict.of(base, defended, claim.batching, fc=fc.test if fc else None, tuned=bool(bench.tuning))
+    if known.p_value <= claim.p_value:
+        return claim
+    agreed = claim.verdict if known.verdict == claim.verdict else "undecided"
+    return known.model_copy(update={"verdict": agreed, "rule": claim.rule})
