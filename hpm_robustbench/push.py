@@ -24,6 +24,7 @@ from hpm_robustbench.errors import UsageProblem
 @click.option("--eval-dataset", metavar="OWNER/NAME:TASK", help="A benchmark on the Hub whose board is to show it.")
 @click.option("--sign", type=options.a_path, metavar="KEY", help="SSH key to sign the files with.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and open no connection.")
+@click.option("--folder", type=options.a_path, help="Write it to FOLDER/OWNER/NAME instead, and open no connection.")
 @options.allow_license
 @click.option("--batching", type=click.Choice(["solo", "reference", "joint"]), default="solo", show_default=True)
 @click.option("--factory", help="Your own model, as for `hpm-bench run`; so are the next options.")
@@ -56,6 +57,7 @@ def push(  # the options of one command
     eval_dataset: str | None,
     sign: Path | None,
     dry_run: bool,
+    folder: Path | None,
     allow_license: Sequence[str],
     batching: str,
     **asked: Any,
@@ -68,7 +70,7 @@ def push(  # the options of one command
 
     from hpm_robustbench.hub.eval_results import Benchmark
     from hpm_robustbench.hub.publication import Wish
-    from hpm_robustbench.hub.publish import plan, send_publication
+    from hpm_robustbench.hub.publish import plan, send_publication, write_publication
     from hpm_robustbench.hub.remote import Destination
     from hpm_robustbench.request import chosen_spec, run_options
     from hpm_robustbench.threat import Batching
@@ -82,15 +84,27 @@ def push(  # the options of one command
             got="--samples with --create-pr",
             next_step="leave one of the two out",
         )
+    of_a_commit = {"--dry-run": dry_run, "--private": private, "--create-pr": create_pr}
+    if folder is not None and any(of_a_commit.values()):
+        raise UsageProblem(
+            wanted="files in a folder, and nothing sent",
+            got=f"--folder with {', '.join(option for option, given in of_a_commit.items() if given)}",
+            next_step="leave --folder out, or the rest",
+        )
     benchmark = Benchmark.parse(eval_dataset) if eval_dataset else None
     licences = tuple(allow_license)
     wish = Wish(repo, Batching(batching), include_backbone, licences, samples, benchmark, sign)
     model_asked = {key: asked.pop(key) for key in options.OF_A_MODEL}
-    with connections(allowed=not dry_run):
+    with connections(allowed=not dry_run and folder is None):
         spec = chosen_spec(model, **model_asked)
         publication = plan(spec, run_options(batching=[batching], knobs=(), **asked), wish)
     if dry_run:
         click.echo(json.dumps(publication.to_json(), indent=1) if form == "json" else publication.in_words())
+        return
+    if folder is not None:
+        place = write_publication(publication, folder)
+        told = {**publication.to_json(), "folder": str(place)}
+        click.echo(json.dumps(told, indent=1) if form == "json" else f"written: {place}")
         return
     sent = send_publication(publication, destination, f"Publish {spec.name} with HPM")
     if form == "json":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hpm_robustbench.architectures import build
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.hub.description import CONFIG
 from hpm_robustbench.hub.publication import Publication, Wish, compose
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.samples import publish_samples
+from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
 from hpm_robustbench.pipeline import prepare
@@ -62,6 +66,37 @@ def send_publication(publication: Publication, destination: Destination, message
         goal = Destination(samples.repo, private=destination.private, kind="dataset", tag=samples.tag)
         send(samples.files, goal, message)
     return send(publication.files, destination, message)
+
+
+def write_publication(publication: Publication, folder: Path) -> Path:
+    """Write a publication to ``folder/OWNER/NAME`` instead, its dataset to ``folder/datasets/OWNER/NAME``.
+
+    A classifier's folder is what ``HPMClassifier.from_pretrained`` takes, and what can be uploaded as it is.
+
+    Raises:
+        UsageProblem: other files lie there; nothing is written.
+        StorageProblem: the folder cannot be written.
+    """
+    parts = {folder / publication.repo: publication.files}
+    if publication.samples is not None:
+        parts[folder / "datasets" / publication.samples.repo] = publication.samples.files
+    for path, files in parts.items():
+        _check_nothing_else(path, files)
+    for path, files in parts.items():
+        # The description last: a folder that has one is whole.
+        for name in sorted(files, key=lambda name: name == CONFIG):
+            write_atomic(path / name, files[name])
+    return folder / publication.repo
+
+
+def _check_nothing_else(place: Path, files: Mapping[str, bytes]) -> None:
+    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
+    if others := sorted(found - set(files)):
+        raise UsageProblem(
+            wanted=f"{place} new, empty, or with nothing but {', '.join(sorted(files))}",
+            got=f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''} there",
+            next_step="name another --folder, or take them away",
+        )
 
 
 def _card(spec: ModelSpec, options: RunOptions) -> ModelCard:

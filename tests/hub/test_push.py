@@ -88,6 +88,27 @@ def test_a_dry_run_shows_exactly_what_is_sent_and_opens_no_connection(hub, push,
     assert shown["readme"].encode() == sent["README.md"]
 
 
+def test_a_folder_takes_what_would_be_sent_and_gives_the_same_classifier(case, hub, push, tmp_path, monkeypatch):
+    """Without a connection; whatever else lies there stays, and nothing is written beside it."""
+    with monkeypatch.context() as blocked:
+        blocked.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+        written = Path(json.loads(push("--folder", str(tmp_path), "--format", "json").stdout)["folder"])
+        assert push("--folder", str(tmp_path)).stdout == f"written: {written}\n"
+        back = hpm_robustbench.HPMClassifier.from_pretrained(str(written))
+    assert torch.equal(back(case.test.images[:60]), tried(case)(case.test.images[:60]))
+    assert hub.asked == []
+    push()
+    sent = {path: content for path, content in hub.head(REPO).items() if path != ".gitattributes"}
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == sent
+    (written / "config.json").unlink()
+    (written / "thesis.tex").write_text("all of it")
+    with pytest.raises(UsageProblem, match=r"got thesis\.tex there\. Next: name another --folder"):
+        push("--folder", str(tmp_path))
+    assert not (written / "config.json").exists()
+    with pytest.raises(UsageProblem, match="--folder with --dry-run, --private"):
+        push("--folder", str(tmp_path), "--dry-run", "--private")
+
+
 def test_a_second_time_there_is_nothing_to_do(hub, push):
     push()
     done = push("--format", "json")

@@ -144,6 +144,18 @@ def test_a_dry_run_shows_both_and_opens_no_connection(hub, push, monkeypatch):
         assert {row["path"]: row["sha256"] for row in part["files"]} == sent
 
 
+def test_a_folder_takes_both(hub, push, tmp_path):
+    shown = json.loads(push("--folder", str(tmp_path)).stdout)
+    assert hub.asked == []
+    for part, place in [(shown, tmp_path / REPO), (shown["samples"], tmp_path / "datasets" / DATA)]:
+        written = {
+            path.relative_to(place).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in place.rglob("*")
+            if path.is_file()
+        }
+        assert {row["path"]: row["sha256"] for row in part["files"]} == written
+
+
 def test_a_second_time_nothing_is_sent_and_other_results_get_another_tag(hub, push, trial):
     push()
     assert not json.loads(push().stdout)["changed"]
