@@ -180,7 +180,7 @@ def main() -> None:
     precision = precision_on(device, recipe)
     ours = Loop(Lesson(wrapped.classifier, training, threat, Tuning(recipe), precision))
     prefer_channels_last(ours.learner.classifier, ours.batches[0].x)
-    ours.compiled = chosen.compile and compile_if_faster(ours.learner, ours.folded, ours.batches[0].x)
+    ours.position.compiled = chosen.compile and compile_if_faster(ours.learner, ours.folded, ours.batches[0].x)
     plain = PlainLoop(wrapped, training, threat, recipe.batch_size)
     inside = ModelTime(ours.learner.classifier.backbone, *([ours.folded.network] if ours.folded else []))
     for loop in (plain, ours):
@@ -191,7 +191,7 @@ def main() -> None:
     report = {
         "device": str(device),
         "precision": str(precision),
-        "compiled": ours.compiled,
+        "compiled": ours.position.compiled,
         "folded": ours.folded is not None,
         "plain images/s": round(images / statistics.median(p for p, _ in seconds), 1),
         "ours images/s": round(images / statistics.median(o for _, o in seconds), 1),

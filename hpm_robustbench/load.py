@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Wrapped:
     """A classifier and the model it was made from, both frozen.
 
     ``prototypes_from`` tells where the prototypes come from, ``about`` what is peculiar about the model, ``published``
-    where the classifier was found as it is.
+    where the classifier was found as it is. ``fixed`` names the parameters of the backbone that its authors do not let
+    learn, as the mean of a normalisation that is kept as one.
     """
 
     classifier: HPMClassifier
@@ -42,6 +44,7 @@ class Wrapped:
     prototypes_from: str
     about: str
     published: str = ""
+    fixed: frozenset[str] = frozenset()
 
     @property
     def notes(self) -> dict[str, str]:
@@ -77,6 +80,7 @@ def wrap(
         HeadNotFound: its last linear layer cannot be found.
     """
     config = config or HPMConfig()
+    learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     parts, about = take_apart(model, training.dataset, training.images[:8].to(device), head or HeadRule())
     zeros = torch.zeros(parts.fc.out_features, parts.fc.in_features)
     classifier = HPMClassifier(parts, zeros, config).to(device).freeze()
@@ -89,7 +93,18 @@ def wrap(
         nn.Sequential(parts.backbone, parts.fc).eval(),
         f"{config.init} of {len(training)} {training.split} images of {training.dataset.name}",
         about,
+        fixed=_fixed(model, parts, learning),
     )
+
+
+def _fixed(model: nn.Module, parts: Split, learning: Collection[int]) -> frozenset[str]:
+    """Names of the backbone's parameters that are the model's own and not among those that were to learn.
+
+    A model of which nothing was to learn was frozen as a whole, which says nothing of its parts.
+    """
+    own = {id(parameter) for parameter in model.parameters()} if learning else set()
+    named = parts.backbone.named_parameters()
+    return frozenset(name for name, parameter in named if id(parameter) in own - set(learning))
 
 
 @full_precision_kernels()

@@ -48,7 +48,7 @@ from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.features import Features
-from hpm_robustbench.training.finetuned import Finetuned, Kept, finetune_once, on_trial
+from hpm_robustbench.training.finetuned import Finetuned, Kept, finetune_once, no_training_images, on_trial
 from hpm_robustbench.training.recipe import Control, Tuning
 from hpm_robustbench.weights import check_local, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -248,6 +248,8 @@ def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None
     source = source or open_clean(spec, options)
     check_resolution(spec, source.dataset)
     check_budget(spec, source.dataset)
+    if options.tuning is not None and source.read_train is None:
+        raise no_training_images(source.dataset.name)
     corrupted = open_corruptions(spec, source.dataset, options)
     test, training = select(source, options.n_ex)
     test = test if corrupted is None else corrupted.clean_counterpart(test)

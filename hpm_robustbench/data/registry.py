@@ -37,7 +37,7 @@ def open_dataset(
     """
     check_name("dataset", name)
     if name == "imagenet":
-        data = data or _validation_folder(data_dir)
+        data = data or _imagenet_folder(data_dir)
     if data is not None:
         return _open_path(name, data, preprocessing)
     if name not in _LOADERS:
@@ -87,10 +87,11 @@ def _open_mnist(data_dir: Path) -> DataSource:
     )
 
 
-def _validation_folder(data_dir: Path) -> Path:
+def _imagenet_folder(data_dir: Path) -> Path:
+    """ImageNet's usual place, with the training images if they lie beside it."""
     folder = data_dir / "val"
     if folder.is_dir():
-        return folder
+        return data_dir if (data_dir / "train").is_dir() and not (data_dir / "test").exists() else folder
     raise UsageProblem(
         wanted=f"ImageNet's validation images, the originals or as the model wants them, as {folder / '<class>' / '*'}",
         got=f"no folder {folder}",

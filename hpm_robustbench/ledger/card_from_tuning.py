@@ -37,16 +37,22 @@ class Tuned:
 
 def _lost(records: Sequence[RunRecord]) -> list[str]:
     """What the trial shows of lost clean accuracy, on images that nobody has trained on."""
-    alone = {run.plan.target: run for run in records if run.plan.batching is Batching.SOLO}
-    tuning = alone["hpm"].plan.defence.get("tuning")
-    if "base" not in alone or not tuning or tuning["control"] == "fc":  # beside C1 stands no model from before
+    base = next((run for run in records if run.plan.target == "base"), None)
+    tuned = [run for run in records if run.plan.target == "hpm"]
+    tuning = tuned[0].plan.defence.get("tuning")
+    if base is None or not tuning or tuning["control"] == "fc":  # beside C1 stands no model from before
         return []
-    before, after = (sum(alone[target].clean_correct) / alone[target].n for target in ("base", "hpm"))
-    bound = tuning["recipe"]["clean_bound"]
-    if before - after <= bound:
-        return []
-    fallen = f"from {before:.2%} of the base model to {after:.2%} of HPM SOLO"
-    return [f"On the test images clean accuracy fell {fallen}, by more than the recipe's bound of {bound:.2%}."]
+    bound, before = tuning["recipe"]["clean_bound"], _clean(base)
+    fallen = [(run.plan.batching.name, _clean(run)) for run in tuned if before - _clean(run) > bound]
+    return [
+        f"On the test images clean accuracy fell from {before:.2%} of the base model to {after:.2%} of HPM {batching}, "
+        f"by more than the recipe's bound of {bound:.2%}."
+        for batching, after in fallen
+    ]
+
+
+def _clean(run: RunRecord) -> float:
+    return sum(run.clean_correct) / run.n
 
 
 def _beside(records: Sequence[RunRecord], name: str, runs: Sequence[RunRecord]) -> list[Control]:

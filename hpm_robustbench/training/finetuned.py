@@ -30,12 +30,12 @@ from hpm_robustbench.fit_store import fit_key
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.curves import render_curves
-from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
+from hpm_robustbench.ledger.fine_tuning import FineTuning, Made, Point
 from hpm_robustbench.ledger.plan import digest
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat, ThreatModel
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
-from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
+from hpm_robustbench.training.compute import Compute, precision_on, prefer_channels_last
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.learner import trainable
 from hpm_robustbench.training.loop import Lesson, Loop, Result
@@ -98,38 +98,60 @@ def finetune_once(
     lesson = _lesson(wrapped, training, threat, tuning, compute or Compute(), features or Features())
     key = _key(lesson)
     folder = place / f"{model}_{tuning.name}-{key}"
-    result = _read(folder, lesson, key)
-    if result is None:
+    finished = _read(folder, lesson, key)
+    if finished is None:
         if compute is None:
             raise _unfinished(model, tuning, folder)
-        trained = _train(lesson, folder, key, compute)
-        _write(folder, model, lesson, key, trained)
+        _tell_of_others(place, f"{model}_{tuning.name}")
+        _write(folder, model, lesson, key, _train(lesson, folder, key, compute))
         # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
-        result = _read(folder, lesson, key)
-        assert result is not None
-    return Finetuned(_course(lesson, result.curves), folder, result.classifier)
+        finished = _read(folder, lesson, key)
+        assert finished is not None
+    if compute is not None:  # whoever was killed in between has left it behind
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return finished
+
+
+def _tell_of_others(place: Path, name: str) -> None:
+    """Whoever moved a folder to another machine should not wait for a second training without knowing why."""
+    key = "[0-9a-f]" * 16
+    for other in sorted(place.glob(f"{name}-{key}/classifier.safetensors")):
+        told = "is of other images, weights, software or another kind of machine; training anew"
+        log.info("the finished training in %s %s", other.parent, told)
 
 
 class _Trained(NamedTuple):
-    """What a training has left, and how the machine was used in the end, as far as it changes rounding."""
+    """What a training has left, and how it was made."""
 
     result: Result
-    compute: dict[str, Any]
+    made: Made
     steps: int
 
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> _Trained:
     loop = Loop(lesson)
     loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
-    loop.compiled = compute.compiled and loop.with_what_fits(lambda x: compile_if_faster(loop.learner, loop.folded, x))
-    result = loop.run(folder / "checkpoint.safetensors", key=key, every=compute.checkpoint_every)
-    used = {
-        "at_once": loop.position.at_once,
-        "compiled": loop.compiled,
-        "folded": loop.folded is not None,
-        "threads": torch.get_num_threads(),
-    }
-    return _Trained(result, used, loop.steps)
+    path, every = folder / "checkpoint.safetensors", compute.checkpoint_every
+    result = loop.run(path, key=key, every=every, compiled=compute.compiled)
+    return _Trained(result, _made(loop), loop.steps)
+
+
+def _made(loop: Loop) -> Made:
+    lesson = loop.lesson
+    learning, held_out = (len(rows) for rows in lesson.rows())
+    return Made(
+        split=lesson.training.split,
+        fingerprint=lesson.training.fingerprint,
+        trained_on=learning,
+        held_out=held_out,
+        precision=str(lesson.precision).removeprefix("torch."),
+        device=lesson.classifier.prototypes.device.type,
+        at_once=loop.position.at_once,
+        compiled=loop.position.compiled,
+        folded=loop.folded is not None,
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+    )
 
 
 def _unfinished(model: str, tuning: Tuning, folder: Path) -> UsageProblem:
@@ -158,12 +180,7 @@ def _lesson(
 ) -> Lesson:
     dataset = training.dataset.name
     if training.split != "train":
-        raise UsageProblem(
-            wanted=f"training images of {dataset}, to fine-tune on",
-            got=f"{training.split} images alone",
-            next_step="give --data with x_train and y_train in the .npz file, with train-images-idx3-ubyte and "
-            "train-labels-idx1-ubyte beside the test files, or with a folder train/ of class folders beside test/",
-        )
+        raise no_training_images(dataset)
     if not isinstance(threat, ThreatModel):
         raise UsageProblem(
             wanted="a norm and a budget for the attack inside training",
@@ -171,12 +188,23 @@ def _lesson(
             next_step="give --threat-model Linf and --eps, or leave --recipe out",
         )
     precision = precision_on(wrapped.classifier.prototypes.device, tuning.recipe)
-    return Lesson(wrapped.classifier, training, threat, tuning, precision, compute.at_once, features)
+    return Lesson(wrapped.classifier, training, threat, tuning, precision, compute.at_once, features, wrapped.fixed)
+
+
+def no_training_images(dataset: str) -> UsageProblem:
+    """What to say where a fine-tuning is asked for and there is nothing to learn from."""
+    return UsageProblem(
+        wanted=f"training images of {dataset}, to fine-tune on",
+        got="test images alone",
+        next_step="give --data with x_train and y_train in the .npz file, with train-images-idx3-ubyte and "
+        "train-labels-idx1-ubyte beside the test files, or with a folder train/ of class folders beside test/ or val/",
+    )
 
 
 def _key(lesson: Lesson) -> str:
     """Hash of the network, images, definition, threat model and recipe, and of the code that trains."""
     facts = {
+        "fixed": sorted(lesson.fixed),
         "start": fit_key(lesson.classifier, lesson.training, lesson.tuning.recipe.batch_size),
         "prototypes": digest(lesson.classifier.prototypes.tolist()),
         "threat": lesson.threat.to_json()["norm"] + lesson.threat.to_json()["eps_exact"],
@@ -188,52 +216,40 @@ def _key(lesson: Lesson) -> str:
     return digest(facts)[:16]
 
 
-def _read(folder: Path, lesson: Lesson, key: str) -> Result | None:
+def _read(folder: Path, lesson: Lesson, key: str) -> Finetuned | None:
     saved = read_saved(folder / "classifier.safetensors", key)
     if saved is None:
         return None
     classifier = trainable(lesson.classifier, lesson.tuning.defence(lesson.classifier.config))
     classifier.load_state_dict(saved.tensors)
-    return Result(classifier.freeze(), tuple(Point.model_validate(point) for point in saved.facts["curves"]))
+    curves = [Point.model_validate(point) for point in saved.facts["curves"]]
+    return Finetuned(_course(lesson, curves, Made.model_validate(saved.facts["made"])), folder, classifier.freeze())
 
 
 def _write(folder: Path, model: str, lesson: Lesson, key: str, trained: _Trained) -> None:
     """The classifier last: where it lies, everything lies."""
-    result = trained.result
+    result, made = trained.result, trained.made.model_dump()
     title = f"{model}, {lesson.tuning.name}, {lesson.training.dataset.name} {lesson.threat}"
     facts = {"key": key, "model": model, **_facts(lesson, trained)}
     write_atomic(folder / "curves.svg", render_curves(result.curves, title))
     write_atomic(folder / "classifier.json", json.dumps(facts, indent=1) + "\n")
     curves = [point.model_dump() for point in result.curves]
-    saved = Saved(result.classifier.state_dict(), {"key": key, "curves": curves, "steps": trained.steps})
+    saved = Saved(result.classifier.state_dict(), {"key": key, "curves": curves, "made": made, "steps": trained.steps})
     write_saved(folder / "classifier.safetensors", saved)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 def _facts(lesson: Lesson, trained: _Trained) -> dict[str, Any]:
     result = trained.result
-    training, held_out = (len(rows) for rows in lesson.rows())
-    device = result.classifier.prototypes.device
     return {
+        "dataset": lesson.training.dataset.name,
         "tuning": lesson.tuning.to_json(),
         "threat": lesson.threat.to_json(),
         "defence": result.classifier.config.to_json(),
-        "images": {
-            "dataset": lesson.training.dataset.name,
-            "split": lesson.training.split,
-            "fingerprint": lesson.training.fingerprint,
-            "trained_on": training,
-            "held_out": held_out,
-        },
-        "precision": str(lesson.precision).removeprefix("torch."),
-        "device": device.type,
-        "compute": trained.compute,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
-        **_course(lesson, result.curves).model_dump(),
+        **_course(lesson, result.curves, trained.made).model_dump(),
     }
 
 
-def _course(lesson: Lesson, curves: Sequence[Point]) -> FineTuning:
+def _course(lesson: Lesson, curves: Sequence[Point], made: Made) -> FineTuning:
     """The curves, and what a reader of a number should know: lost accuracy, classes without support."""
     reports = []
     first, last, bound = curves[0], curves[-1], lesson.tuning.recipe.clean_bound
@@ -252,4 +268,4 @@ def _course(lesson: Lesson, curves: Sequence[Point]) -> FineTuning:
     if last.unsupported:
         classes = ", ".join(map(str, last.unsupported[:10]))
         reports.append(f"In the last epoch the FC head put no training image into class {classes}: no batch prototype.")
-    return FineTuning(curves=list(curves), reports=reports)
+    return FineTuning(curves=list(curves), reports=reports, made=made)

@@ -39,7 +39,7 @@ def attacked(
         leaf = point.detach().requires_grad_()
         backward(embed, leaf, lambda seen: objective.attack_loss(seen, clean), at_once, [leaf])
         assert leaf.grad is not None
-        # A distance of zero may have no gradient; the step then leaves that image where it is.
+        # Where a network has no gradient at some image, the step leaves that one where it is.
         uphill = ball.direction(leaf.grad.nan_to_num())
         point = ball.project(leaf.detach() + recipe.attack_step * float(threat.eps) * uphill)
     return point

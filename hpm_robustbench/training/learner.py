@@ -20,20 +20,28 @@ class Learner(nn.Module):
     """A trainable copy of a classifier, always in eval mode: normalisation layers keep their statistics.
 
     tau is learned as its logarithm, so that a step changes it by a share of itself and never to zero or below.
-    ``precision`` is that of the network's passes; what HPM computes from them is float32.
+    ``precision`` is that of the network's passes; what HPM computes from them is float32. ``fixed`` names parameters of
+    the backbone that never learn.
     """
 
-    def __init__(self, classifier: HPMClassifier, learned: Collection[str], precision: torch.dtype) -> None:
+    def __init__(
+        self,
+        classifier: HPMClassifier,
+        learned: Collection[str],
+        precision: torch.dtype,
+        fixed: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.log_tau = nn.Parameter(classifier.tau.detach().log())
         self.precision = precision
-        self.free(learned)
+        self.free(learned, fixed)
 
-    def free(self, learned: Collection[str]) -> None:
-        """Let exactly the named parts learn; everything else is frozen and costs no gradient."""
+    def free(self, learned: Collection[str], fixed: Collection[str] = ()) -> None:
+        """Let exactly the named parts learn, without what is fixed in the backbone; all else costs no gradient."""
         self.eval().requires_grad_(False)
-        self.classifier.backbone.requires_grad_("backbone" in learned)
+        for name, parameter in self.classifier.backbone.named_parameters():
+            parameter.requires_grad_("backbone" in learned and name not in fixed)
         self.classifier.fc.requires_grad_("fc" in learned)
         self.classifier.beta.requires_grad_("beta" in learned)
         self.log_tau.requires_grad_("tau" in learned)

@@ -23,6 +23,7 @@ from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.batches import Batch, Batches
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
+from hpm_robustbench.training.compute import compile_if_faster
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.folding import Folded, fold
@@ -56,6 +57,7 @@ class Lesson:
         precision: of the network's passes.
         at_once: images that pass through the network together; by default the whole batch.
         features: of the training images, for the recipes that train on nothing else.
+        fixed: parameters of the backbone that never learn.
     """
 
     classifier: HPMClassifier
@@ -65,6 +67,7 @@ class Lesson:
     precision: torch.dtype = torch.float32
     at_once: int | None = None
     features: Features = field(default_factory=Features)
+    fixed: frozenset[str] = frozenset()
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Row numbers to train on and to measure on; the latter come from every part of the set."""
@@ -87,6 +90,7 @@ class Position:
     """Where the loop is; with the tensors, all that a checkpoint holds."""
 
     at_once: int
+    compiled: bool = False
     step: int = 0
     loss_sum: float = 0.0
     curves: list[Point] = field(default_factory=list)
@@ -106,25 +110,27 @@ class Loop:
         self.steps = self._recipe.epochs * self.batches.per_epoch
         classifier = trainable(frozen, lesson.tuning.defence(frozen.config), backbone)
         classifier.batching = Batching(self._recipe.batching)
-        self.learner = Learner(classifier, lesson.tuning.learned, lesson.precision)
+        self.learner = Learner(classifier, lesson.tuning.learned, lesson.precision, lesson.fixed)
         self._optimiser = make_optimiser(self.learner, self._recipe) if self.steps else None
         self._average = _averaged(self.learner, self._recipe.average_share * self.steps)
         self._assigned = torch.zeros(len(classifier.prototypes), dtype=torch.int64, device=device)
         self._progress: Progress | None = None
         self.position = Position(lesson.at_once or 2 * self._recipe.batch_size)
-        self.compiled = False
+        self._kept_at: int | None = None
 
     @property
     def folded(self) -> Folded | None:
         """What attacks pass through, if not through the learner; not to be asked before weights lie as they stay."""
-        return None if self.compiled else self._folded
+        return None if self.position.compiled else self._folded
 
     @cached_property
     def _folded(self) -> Folded | None:
         attacks = self.steps and self._recipe.attack_steps
         return fold(self.learner, self.batches[0].x[:_PROVED]) if attacks else None
 
-    def run(self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0) -> Result:
+    def run(
+        self, checkpoint: Path | None = None, *, key: str = "", every: float = 300.0, compiled: bool = False
+    ) -> Result:
         """Train to the end, from a checkpoint of this ``key`` if there is one.
 
         Ctrl-C and SIGTERM take effect after a step, when a checkpoint is written.
@@ -133,6 +139,8 @@ class Loop:
             checkpoint: file that is replaced from time to time; without it nothing is written.
             key: what the file belongs to.
             every: seconds between two checkpoints.
+            compiled: let torch.compile rewrite the backbone where that is faster; what a checkpoint comes from was
+                decided when it began, and is not decided anew.
 
         Raises:
             Diverged: a loss or a gradient is not finite; the last checkpoint is kept.
@@ -143,6 +151,8 @@ class Loop:
         if saved is not None:
             self._restore(saved)
             log.info("continuing %s after step %d of %d", self.lesson.tuning.name, self.position.step, self.steps)
+        elif compiled:
+            self.position.compiled = self.with_what_fits(lambda x: compile_if_faster(self.learner, self.folded, x))
         name, done = self.lesson.tuning.name, self.position.step
         with Progress(name, self.steps, done=done, counted="steps") as self._progress:
             if not self.position.curves:
@@ -158,7 +168,7 @@ class Loop:
                 stopping = interruption.came
                 if checkpoint is not None and (stopping or time.monotonic() - written >= every):
                     write_saved(checkpoint, self._saved(key))
-                    written = time.monotonic()
+                    written, self._kept_at = time.monotonic(), self.position.step
                 if stopping:
                     interruption.let_through()
 
@@ -283,7 +293,8 @@ class Loop:
         tensors["assigned"] = self._assigned
         position = self.position
         curves = [point.model_dump() for point in position.curves]
-        facts = {"at_once": position.at_once, "step": position.step, "loss_sum": position.loss_sum, "curves": curves}
+        facts = {name: getattr(position, name) for name in ("at_once", "compiled", "step", "loss_sum")}
+        facts["curves"] = curves
         return Saved(tensors, {"key": key, "steps": self.steps, **facts})
 
     def _restore(self, saved: Saved) -> None:
@@ -300,16 +311,20 @@ class Loop:
         self._assigned.copy_(saved.tensors["assigned"])
         facts = {name: value for name, value in saved.facts.items() if name not in ("key", "steps", "curves")}
         self.position = Position(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
+        self._kept_at = self.position.step
+        if self.position.compiled:
+            self.learner.classifier.backbone.compile()
         asked = self.lesson.at_once
         if asked is not None and asked < self.position.at_once:
             log.info("from now on %d images at once as asked for, %d before", asked, self.position.at_once)
             self.position.at_once = asked
 
     def _diverged(self, got: str) -> Diverged:
+        kept = "" if self._kept_at is None else f"; what was learned in {self._kept_at} steps is kept"
         return Diverged(
             wanted=f"a finite step {self.position.step + 1} of {self.steps} of {self.lesson.tuning.name}",
             got=got,
-            next_step="lower the learning rate, with --tune learning_rate=...; the last good checkpoint is kept",
+            next_step=f"lower the learning rate, with --tune learning_rate=..., which begins anew{kept}",
         )
 
 

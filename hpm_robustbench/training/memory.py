@@ -13,7 +13,7 @@ from hpm_robustbench.errors import UsageProblem
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_CPU_MESSAGES = ("not enough memory", "can't allocate memory")
+_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 
 
 def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
@@ -30,9 +30,9 @@ def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
                 raise
             if at_once == 1:
                 raise UsageProblem(
-                    wanted="memory for one image of a training step",
+                    wanted="memory for images that pass one at a time, and then for the answers of a batch",
                     got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    next_step="free some memory, train on a larger device, or choose the recipe head",
+                    next_step="free some, train on a larger device, or take smaller batches with --tune batch_size=...",
                 ) from error
         # Outside the handler: the error's traceback holds on to what did not fit.
         at_once = (at_once + 1) // 2
@@ -42,6 +42,6 @@ def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has ended, in the words of an accelerator or of a CPU."""
+    """Whether an error says that memory has ended, in the words of an accelerator, its libraries or a CPU."""
     told = str(error).casefold()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in told for text in _CPU_MESSAGES)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in told for text in _MESSAGES)

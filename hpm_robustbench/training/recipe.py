@@ -34,8 +34,8 @@ class Recipe(BaseModel):
     The loss is CE(s, y) + ``fc_weight`` CE(a, y), with HPM's logits s and the FC head's a, on attacked images; or,
     as ``trades`` (Zhang et al., ICML 2019), CE on clean images plus ``trades_weight`` times the divergence of the
     attacked answers from the clean ones, for s and a alike. The attack is PGD (Madry et al., ICLR 2018) within the
-    threat model that the classifier will be tried under, and sees the network as it will be deployed. Normalisation
-    layers keep their statistics.
+    threat model that the classifier will be tried under, on the answers to the batch as ``batching`` says, whatever
+    the classifier will be deployed for. Normalisation layers keep their statistics, in the attack too.
 
     Attributes:
         name: of the recipe; with ``version``, what a person calls this set of values.
@@ -106,8 +106,9 @@ class Recipe(BaseModel):
 
     @property
     def from_features(self) -> bool:
-        """Whether the backbone's features of the training images are computed once, and never again."""
-        return "backbone" not in self.learned and not self.attack_steps
+        """Whether features of the training images are computed once: images that change have others each time."""
+        moving = self.attack_steps or self.shift or self.mirror != "never"
+        return "backbone" not in self.learned and not moving
 
     def with_knobs(self, knobs: dict[str, Any]) -> Recipe:
         """The same recipe with some values changed, and a name that says so.
@@ -139,8 +140,8 @@ class Recipe(BaseModel):
 
     @property
     def known(self) -> Recipe:
-        """The recipe of ``RECIPES`` that this one is, or was made from."""
-        return next(r for r in RECIPES.values() if self.name in (r.name, _changed(r.name, self)))
+        """The recipe of ``RECIPES`` that this one is, or was made from; one that is neither stands for itself."""
+        return next((r for r in RECIPES.values() if self.name in (r.name, _changed(r.name, self))), self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -257,8 +258,10 @@ class Tuning:
 
 
 def _changed(name: str, recipe: Recipe) -> str:
-    """What a recipe is called that has other values than the known one of ``name``."""
-    return f"{name}-{digest({**recipe.to_json(), 'name': name})[:8]}"
+    """What a recipe is called that has other values than the known one of ``name``; a knob to come changes no name."""
+    known = RECIPES[name].to_json() if name in RECIPES else {}
+    others = {knob: value for knob, value in recipe.to_json().items() if knob != "name" and value != known.get(knob)}
+    return f"{name}-{digest(others)[:8]}"
 
 
 def _text(value: object) -> str:

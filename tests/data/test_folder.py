@@ -146,6 +146,12 @@ def test_imagenet_lies_in_val(tmp_path):
     assert examples.images.shape == (1, 3, 224, 224)
     with pytest.raises(InvalidInput, match="between 1 and 1 examples"):
         open_dataset("imagenet", data_dir=tmp_path).test(2)
+    assert open_dataset("imagenet", data_dir=tmp_path).train() is None
+    for label in range(1000):
+        (tmp_path / "train" / f"n{label:08d}").mkdir(parents=True)
+    Image.new("RGB", (224, 224), (0, 255, 0)).save(tmp_path / "train" / "n00000003" / "two.JPEG")
+    source = open_dataset("imagenet", data_dir=tmp_path)
+    assert (source.test().labels.tolist(), source.train().labels.tolist()) == ([417], [3])
 
 
 @pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, reason="HPM_BENCH_REAL_DATA is not set")

@@ -13,7 +13,7 @@ import pytest
 
 from hpm_robustbench.ledger.aggregates import Aggregates, Regrouping
 from hpm_robustbench.ledger.diagnostics import AtBudget, AtSteps, Diagnostics
-from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
+from hpm_robustbench.ledger.fine_tuning import FineTuning, Made, Point
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, build_corruption_card, write_card
 from hpm_robustbench.ledger.plan import (
@@ -216,6 +216,19 @@ COURSE = FineTuning(
         Point(epoch=2, loss=1.0, clean=0.77, robust=0.55, unsupported=[3]),
     ],
     reports=["On held-out training images clean accuracy fell from 80.00% to 77.00%, by more than 2.00%."],
+    made=Made(
+        split="train",
+        fingerprint="7e" * 32,
+        trained_on=900,
+        held_out=100,
+        precision="float32",
+        device="cpu",
+        at_once=256,
+        compiled=False,
+        folded=True,
+        threads=1,
+        versions={"python": "3.11", "torch": "2.13.0"},
+    ),
 )
 
 

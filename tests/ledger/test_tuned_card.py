@@ -258,6 +258,9 @@ def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_
     values = "0 – 80.00% 40.00% 1 1.25 79.00% 50.00% 2 1 77.00% 55.00%"
     assert f"The values by epoch Epoch Loss Clean Robust {values}" in page.text
     assert "On held-out training images clean accuracy fell from 80.00% to 77.00%" in page.text
+    assert "through HPM's straight-through gradient, which misleads" in page.text
+    assert "Learned from 900 train images, measured on 100 others" in page.text
+    assert f"{'7e' * 32} ), in float32 on cpu, python 3.11, torch 2.13.0." in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "fine-tuning: On held-out training images clean accuracy fell" in render_card(card)
 
@@ -268,13 +271,15 @@ def test_lost_clean_accuracy_is_that_of_the_test_images_beside_the_base_model(wi
     base = make_record(wider, "base", Batching.SOLO, clean=0.8, strengths=[0.4] * 4)
     hpm = make_record(wider.tuned(tuning.name), "hpm", Batching.SOLO, clean=0.75, strengths=[0.3] * 7)
     hpm = replace(hpm, plan=replace(hpm.plan, defence={"tuning": tuning.to_json()}))
+    joint = replace(hpm, plan=replace(hpm.plan, batching=Batching.JOINT))
     tuned = Tuned(FineTuning(curves=[Point(epoch=0)], reports=["said of the training"]))
-    *lost, own = tuned.fields([base, hpm])["fine_tuning"].reports
+    *lost, own = tuned.fields([base, hpm, joint])["fine_tuning"].reports
     before, after = (f"{sum(run.clean_correct) / run.n:.2%}" for run in (base, hpm))
     assert own == "said of the training"
-    assert len(lost) == told
-    if told:
-        assert f"On the test images clean accuracy fell from {before} of the base model to {after}" in lost[0]
+    assert [report.partition(", by more")[0] for report in lost] == [
+        f"On the test images clean accuracy fell from {before} of the base model to {after} of HPM {batching}"
+        for batching in (("SOLO", "JOINT") if told else ())
+    ]
 
 
 def test_a_gain_beside_neither_is_told_of_neither(spec, make_tuned_card):

@@ -110,7 +110,7 @@ def test_a_compiler_is_measured_and_changes_rounding_alone(
     assert any("s compiled; the faster is used" in message for message in caplog.messages)
     if not faster:
         other.learner.classifier.backbone.compile()
-    other.compiled = True
+    other.position.compiled = True
     plain.step()
     other.step()
     for one, two in zip(*map(learned, (plain, other)), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -11,11 +12,15 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.data import open_dataset
+from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.fine_tuning import Point
+from hpm_robustbench.load import wrap
+from hpm_robustbench.pipeline import prepare
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
@@ -23,6 +28,7 @@ from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
 from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
+from hpm_robustbench.zoo.builtin import builtin_specs
 
 LINF = ThreatModel.parse("Linf", "0.1")
 
@@ -45,9 +51,63 @@ def test_a_second_call_reads_what_the_first_has_finished(wrapped, digits, quick,
     ]
     facts = json.loads((first.folder / "classifier.json").read_text())
     assert facts["tuning"] == Tuning(quick).to_json()
-    used = {"at_once": 128, "compiled": False, "folded": True, "threads": torch.get_num_threads()}
-    assert facts["compute"] == used
-    assert facts["images"]["trained_on"] + facts["images"]["held_out"] == len(digits)
+    made = first.course.made
+    assert made is not None and facts["made"] == made.model_dump()
+    assert (made.at_once, made.compiled, made.folded, made.threads) == (128, False, True, torch.get_num_threads())
+    assert made.trained_on + made.held_out == len(digits)
+    assert (made.split, made.fingerprint) == ("train", digits.fingerprint)
+    used = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    assert f"torch.{made.precision}" == str(used)
+
+
+def test_a_checkpoint_that_a_kill_left_beside_a_finished_classifier_is_taken_away(
+    wrapped, digits, quick, tmp_path: Path
+) -> None:
+    tuning = Tuning(quick.with_knobs({"epochs": 1, "attack_steps": 0}))
+    folder = finetuned(wrapped, digits, tuning, tmp_path).folder
+    (folder / "checkpoint.safetensors").write_bytes(b"left behind")
+    finetune_once("Small", wrapped, digits, LINF, tuning, tmp_path, None)
+    assert (folder / "checkpoint.safetensors").exists(), "who only reads takes nothing away"
+    finetuned(wrapped, digits, tuning, tmp_path)
+    assert sorted(p.name for p in folder.iterdir()) == ["classifier.json", "classifier.safetensors", "curves.svg"]
+
+
+def test_whoever_trains_again_is_told_of_what_is_there(
+    wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuning = Tuning(quick.with_knobs({"epochs": 1, "attack_steps": 0}))
+    first = finetuned(wrapped, digits, tuning, tmp_path).folder
+    finetuned(wrapped, digits, Tuning(tuning.recipe, Control.STATIC), tmp_path)
+    with caplog.at_level(logging.INFO):
+        finetuned(wrapped, digits, tuning, tmp_path)
+        assert "training anew" not in caplog.text
+        finetuned(wrapped, digits.head(150), tuning, tmp_path)
+    assert f"the finished training in {first} is of other images, weights" in caplog.text
+    assert caplog.text.count("training anew") == 1
+
+
+def test_what_a_models_authors_fixed_stays_fixed(wrapped, digits, quick, tmp_path: Path) -> None:
+    class Centred(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = torch.nn.Parameter(torch.full((1,), 0.3), requires_grad=False)
+            self.scale = torch.nn.Parameter(torch.ones(1))
+            self.network = copy.deepcopy(wrapped.base).requires_grad_(True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network((x - self.mean) * self.scale + 0.3)
+
+    mean = {}
+    for frozen in (False, True):
+        model = Centred().requires_grad_(False) if frozen else Centred()
+        centred = wrap(model, digits)
+        assert {name.rpartition(".")[2] for name in centred.fixed} == (set() if frozen else {"mean"})
+        tuned = finetuned(centred, digits, Tuning(quick), tmp_path).classifier.backbone.state_dict()
+        values = {name.rpartition(".")[2]: tensor for name, tensor in tuned.items()}
+        assert values["scale"] != 1
+        mean[frozen] = float(values["mean"])
+    assert mean[False] == torch.tensor(0.3).item()
+    assert mean[True] != pytest.approx(0.3, abs=1e-6), "of a model that is frozen as a whole, everything learns"
 
 
 def test_what_a_result_depends_on_has_a_folder_of_its_own(wrapped, digits, quick, tmp_path: Path) -> None:
@@ -124,6 +184,18 @@ def test_how_many_of_the_images_were_trained_on_is_reported_where_not_all_were_r
 def test_training_images_that_are_not_there_are_named(wrapped, digits, quick, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match=r"training images of digits.*x_train and y_train.*train/"):
         finetuned(wrapped, replace(digits, split="test"), Tuning(quick), tmp_path)
+
+
+def test_they_are_missed_before_anything_else_that_would_then_be_missed_too(tmp_path: Path) -> None:
+    """Fewer test images would help a trial, and no fine-tuning."""
+    spec = next(spec for spec in builtin_specs() if spec.dataset == "digits")
+    source = open_dataset("digits")
+    options = RunOptions(n_ex=len(source.test()), tuning=Tuning(find_recipe("head")), output=tmp_path)
+    with pytest.raises(UsageProblem, match="to fine-tune on; got test images alone"):
+        prepare(spec, options, source=replace(source, read_train=None))
+    with pytest.raises(InvalidInput, match="or lower --n-ex"):
+        prepare(spec, replace(options, tuning=None), source=replace(source, read_train=None))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_threat_model_without_a_budget_is_refused(wrapped, digits, quick, tmp_path: Path) -> None:

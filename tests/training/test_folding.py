@@ -235,7 +235,7 @@ def test_a_step_attacks_through_it_unless_the_network_is_compiled_or_nobody_atta
     met = []
     assert loop.folded is not None
     loop.folded.network.register_forward_hook(lambda *_: met.append(1))
-    alone.compiled = True
+    alone.position.compiled = True
     for either in (loop, alone):
         either.step()
     assert len(met) == quick.attack_steps

@@ -20,6 +20,7 @@ from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.classifier import Embedding
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training import loop as loop_module
 from hpm_robustbench.training.checkpoint import read_saved, write_saved
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.draws import drawn
@@ -156,6 +157,9 @@ def test_running_out_of_memory_changes_no_more_than_rounding(wrapped, digits, qu
         reference.step()
     for one, other in zip(cramped.learner.parameters(), reference.learner.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    kept, whole = (loop.learner.classifier.prototypes for loop in (cramped, reference))
+    torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(whole, wrapped.classifier.prototypes)
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(wrapped, digits, quick, tmp_path: Path) -> None:
@@ -170,12 +174,35 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(wrapped, digits, quick, tm
 
     loop.step = poisoned  # type: ignore[method-assign]
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(Diverged, match=r"step 4 of 6.*nan.*learning_rate"):
+    with pytest.raises(Diverged, match=r"step 4 of 6.*nan.*learning_rate.*; what was learned in 3 steps is kept"):
         loop.run(path, key="k", every=0)
     saved = read_saved(path, "k")
     assert saved is not None
     assert saved.facts["step"] == 3
     assert all(tensor.isfinite().all() for tensor in saved.tensors.values())
+    unsaved = Loop(lesson(wrapped, digits, quick))
+    with torch.no_grad():
+        next(unsaved.learner.classifier.fc.parameters()).fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"begins anew$"):
+        unsaved.step()
+
+
+def test_what_a_compiler_began_it_continues(
+    wrapped, digits, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of two is faster is measured once: a later answer could be another, and change the last bits."""
+    compiled, timed = [], []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))  # noqa: PLW0108 - binds to it
+    monkeypatch.setattr(loop_module, "compile_if_faster", lambda *_: timed.append(True) or True)
+    path = tmp_path / "checkpoint.safetensors"
+    first = Loop(lesson(wrapped, digits, quick))
+    first.run(path, key="k", every=0, compiled=True)
+    assert first.folded is None and len(timed) == 1
+    for asked in (True, False):
+        second = Loop(lesson(wrapped, digits, quick))
+        second.run(path, key="k", compiled=asked)
+        assert second.folded is None and compiled[-1] is second.learner.classifier.backbone
+    assert len(timed) == 1 and len(compiled) == 2
 
 
 def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:

@@ -11,7 +11,7 @@ from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.inner import attacked
 from hpm_robustbench.training.learner import Learner, trainable
-from hpm_robustbench.training.memory import fitting
+from hpm_robustbench.training.memory import fitting, is_of_memory
 from hpm_robustbench.training.objective import Objective
 from hpm_robustbench.training.parts import backward
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
@@ -103,6 +103,22 @@ def test_out_of_memory_halves_what_is_held_at_once() -> None:
     assert tried == [20, 10, 5, 3]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CUDA error: out of memory",
+        "MPS backend out of memory (MPS allocated: 8 GB)",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: not enough memory",
+    ],
+)
+def test_memory_ends_in_many_words(told: str) -> None:
+    assert is_of_memory(RuntimeError(told))
+    assert not is_of_memory(RuntimeError("CUDNN_STATUS_BAD_PARAM"))
+    assert not is_of_memory(ValueError("a memory of something"))
+
+
 def test_not_even_one_image_fits_and_other_errors_pass() -> None:
     def too_large(at_once: int) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
@@ -110,7 +126,7 @@ def test_not_even_one_image_fits_and_other_errors_pass() -> None:
     def wrong(at_once: int) -> None:
         raise RuntimeError("shapes differ")
 
-    with pytest.raises(UsageProblem, match="one image"):
+    with pytest.raises(UsageProblem, match=r"one at a time.*--tune batch_size"):
         fitting(4, too_large)
     with pytest.raises(RuntimeError, match="shapes differ"):
         fitting(4, wrong)

@@ -35,6 +35,21 @@ def test_changed_values_change_the_name_and_equal_ones_do_not() -> None:
     assert all(name.startswith("uniform-v1") for name in names)
 
 
+def test_a_recipe_of_ones_own_stands_for_itself() -> None:
+    own = Recipe(name="mine", epochs=1)
+    assert Tuning(own, Control.STATIC).to_json()["options"] == ["--recipe", "mine", "--control", "static"]
+    changed = own.with_knobs({"epochs": 2})
+    assert changed.name.startswith("mine-") and changed.epochs == 2
+    assert changed.with_knobs({"shift": 0}).name != changed.name
+
+
+def test_features_are_computed_once_only_of_images_that_stay_as_they_are() -> None:
+    head = find_recipe("head")
+    assert head.from_features
+    for knob, value in {"shift": 0.1, "mirror": "always", "attack_steps": 1, "learned": "backbone"}.items():
+        assert not head.with_knobs({knob: value}).from_features
+
+
 def test_the_options_of_a_tuning_ask_for_the_same_tuning() -> None:
     knobs = {"epochs": "2", "loss": "trades", "learned": "fc,tau", "learning_rate": "0.05", "attack_view": "soft"}
     for recipe in (*RECIPES.values(), find_recipe("head").with_knobs(knobs)):
