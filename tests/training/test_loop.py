@@ -92,6 +92,24 @@ def test_a_head_on_ready_features_is_attacked_first_and_last_only(wrapped, digit
     assert all(point.clean is not None for point in curves)
 
 
+def test_a_head_on_images_that_move_learns_from_them_as_they_lie(wrapped, digits) -> None:
+    """Ready features cannot be shifted: each batch passes through the backbone anew, which stays as it is."""
+    still = find_recipe("head").with_knobs({"epochs": 2, "batch_size": 32})
+    seen = []
+    wrapped.classifier.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    loops = [Loop(lesson(wrapped, digits, recipe)) for recipe in (still, still.with_knobs({"shift": 0.25}))]
+    assert sum(seen) == len(digits), "only the first computes features in advance"
+    for loop in loops:
+        for _ in range(loop.steps):
+            loop.step()
+    learned = [loop.learner.state_dict() for loop in loops]
+    changed = {name for name, tensor in learned[0].items() if not torch.equal(tensor, learned[1][name])}
+    assert {"classifier.fc.weight", "log_tau"} <= changed
+    before = wrapped.classifier.backbone.state_dict()
+    after = loops[1].learner.classifier.backbone.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
 def test_nothing_learned_is_the_classifier_that_was_there(wrapped, digits) -> None:
     result = Loop(lesson(wrapped, digits, find_recipe("prototypes"))).run()
     assert state_sha256(result.classifier) == state_sha256(wrapped.classifier)
