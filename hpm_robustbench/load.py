@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,8 @@ class Wrapped:
     """A classifier and the model it was made from, both frozen.
 
     ``prototypes_from`` tells where the prototypes come from, ``about`` what is peculiar about the model, ``published``
-    where the classifier was found as it is. ``fixed`` names the parameters of the backbone that its authors do not let
-    learn, as the mean of a normalisation that is kept as one.
+    where the classifier was found as it is. ``fixed`` names the parameters, ``backbone.*`` or ``fc.*``, that the
+    model's authors do not let learn, as the mean of a normalisation that is kept as one.
     """
 
     classifier: HPMClassifier
@@ -80,7 +80,9 @@ def wrap(
         HeadNotFound: its last linear layer cannot be found.
     """
     config = config or HPMConfig()
-    learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    if len(fixed) == len(list(model.parameters())):
+        fixed = []  # frozen as a whole, which says nothing of its parts
     parts, about = take_apart(model, training.dataset, training.images[:8].to(device), head or HeadRule())
     zeros = torch.zeros(parts.fc.out_features, parts.fc.in_features)
     classifier = HPMClassifier(parts, zeros, config).to(device).freeze()
@@ -93,18 +95,14 @@ def wrap(
         nn.Sequential(parts.backbone, parts.fc).eval(),
         f"{config.init} of {len(training)} {training.split} images of {training.dataset.name}",
         about,
-        fixed=_fixed(model, parts, learning),
+        fixed=_names(fixed, parts),
     )
 
 
-def _fixed(model: nn.Module, parts: Split, learning: Collection[int]) -> frozenset[str]:
-    """Names of the backbone's parameters that are the model's own and not among those that were to learn.
-
-    A model of which nothing was to learn was frozen as a whole, which says nothing of its parts.
-    """
-    own = {id(parameter) for parameter in model.parameters()} if learning else set()
-    named = parts.backbone.named_parameters()
-    return frozenset(name for name, parameter in named if id(parameter) in own - set(learning))
+def _names(parameters: Sequence[nn.Parameter], parts: Split) -> frozenset[str]:
+    known = {id(parameter) for parameter in parameters}
+    named = nn.ModuleDict({"backbone": parts.backbone, "fc": parts.fc}).named_parameters()
+    return frozenset(name for name, parameter in named if id(parameter) in known)
 
 
 @full_precision_kernels()

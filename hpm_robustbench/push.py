@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpm_robustbench import options
 from hpm_robustbench.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from hpm_robustbench.hub.publication import Publication
 
 
 @click.command()
@@ -84,7 +87,12 @@ def push(  # the options of one command
             got="--samples with --create-pr",
             next_step="leave one of the two out",
         )
-    of_a_commit = {"--dry-run": dry_run, "--private": private, "--create-pr": create_pr}
+    of_a_commit = {
+        "--dry-run": dry_run,
+        "--private": private,
+        "--create-pr": create_pr,
+        "--revision": revision != "main",
+    }
     if folder is not None and any(of_a_commit.values()):
         raise UsageProblem(
             wanted="files in a folder, and nothing sent",
@@ -104,10 +112,18 @@ def push(  # the options of one command
     if folder is not None:
         place = write_publication(publication, folder)
         told = {**publication.to_json(), "folder": str(place)}
-        click.echo(json.dumps(told, indent=1) if form == "json" else f"written: {place}")
+        click.echo(json.dumps(told, indent=1) if form == "json" else _written(publication, folder))
         return
     sent = send_publication(publication, destination, f"Publish {spec.name} with HPM")
     if form == "json":
         click.echo(json.dumps({**publication.to_json(), **sent._asdict()}, indent=1))
     else:
         click.echo(f"{'sent' if sent.changed else 'nothing to do'}: {sent.address}")
+
+
+def _written(publication: Publication, folder: Path) -> str:
+    lines = [f"written: {folder / publication.repo}"]
+    if publication.samples is not None:
+        place, tag = folder / "datasets" / publication.samples.repo, publication.samples.tag
+        lines.append(f"written: {place}; upload it first, under the tag {tag} that the model leads to")
+    return "\n".join(lines)

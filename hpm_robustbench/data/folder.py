@@ -43,7 +43,11 @@ def open_folder(name: str, folder: Path, preprocessing: str | None = None) -> Da
         InvalidInput: no images, training classes that differ, or not as many classes as a known dataset has.
         IntegrityError: the first image cannot be read.
     """
-    test, train = _splits(folder)
+    return open_splits(name, *_splits(folder), preprocessing)
+
+
+def open_splits(name: str, test: Path, train: Path | None, preprocessing: str | None = None) -> DataSource:
+    """The same over a folder of classes to evaluate on, and perhaps one to learn from; see ``open_folder``."""
     classes = class_names(test)
     if train and class_names(train) != classes:
         raise InvalidInput(

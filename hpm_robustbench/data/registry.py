@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +11,14 @@ from pathlib import Path
 from hpm_robustbench.data.cifar import open_cifar
 from hpm_robustbench.data.digits import open_digits
 from hpm_robustbench.data.examples import DataSource
-from hpm_robustbench.data.folder import open_folder
+from hpm_robustbench.data.folder import class_names, open_folder, open_splits
 from hpm_robustbench.data.idx import has_idx_files, open_idx
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.data.npz import open_npz
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.zoo.spec import check_name
+
+log = logging.getLogger(__name__)
 
 
 def open_dataset(
@@ -36,10 +39,10 @@ def open_dataset(
         InvalidInput: arrays or folders break the contract.
     """
     check_name("dataset", name)
-    if name == "imagenet":
-        data = data or _imagenet_folder(data_dir)
     if data is not None:
         return _open_path(name, data, preprocessing)
+    if name == "imagenet":
+        return _open_imagenet(data_dir, preprocessing)
     if name not in _LOADERS:
         raise UnknownName("dataset", name, KNOWN, next_step="(or give --data PATH, which makes any name usable)")
     return _LOADERS[name](data_dir)
@@ -87,16 +90,19 @@ def _open_mnist(data_dir: Path) -> DataSource:
     )
 
 
-def _imagenet_folder(data_dir: Path) -> Path:
-    """ImageNet's usual place, with the training images if they lie beside it."""
-    folder = data_dir / "val"
-    if folder.is_dir():
-        return data_dir if (data_dir / "train").is_dir() and not (data_dir / "test").exists() else folder
-    raise UsageProblem(
-        wanted=f"ImageNet's validation images, the originals or as the model wants them, as {folder / '<class>' / '*'}",
-        got=f"no folder {folder}",
-        next_step="put one folder per class there, or name a folder or .npz file with --data",
-    )
+def _open_imagenet(data_dir: Path, preprocessing: str | None) -> DataSource:
+    """ImageNet's usual place, with training images if they lie beside it by the same classes."""
+    val, train = data_dir / "val", data_dir / "train"
+    if not val.is_dir():
+        raise UsageProblem(
+            wanted=f"ImageNet's validation images, originals or as the model wants them, as {val / '<class>' / '*'}",
+            got=f"no folder {val}",
+            next_step="put one folder per class there, or name a folder or .npz file with --data",
+        )
+    fits = train.is_dir() and class_names(train) == class_names(val)
+    if train.is_dir() and not fits:
+        log.info("%s is left out: its class folders are not those of %s", train, val)
+    return open_splits("imagenet", val, train if fits else None, preprocessing)
 
 
 _ARCHIVES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

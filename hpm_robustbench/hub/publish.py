@@ -15,7 +15,7 @@ from hpm_robustbench.hub.publication import Publication, Wish, compose
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.samples import publish_samples
-from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.atomic import make_folder, write_atomic
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
 from hpm_robustbench.pipeline import prepare
@@ -77,26 +77,35 @@ def write_publication(publication: Publication, folder: Path) -> Path:
         UsageProblem: other files lie there; nothing is written.
         StorageProblem: the folder cannot be written.
     """
-    parts = {folder / publication.repo: publication.files}
-    if publication.samples is not None:
-        parts[folder / "datasets" / publication.samples.repo] = publication.samples.files
+    samples = publication.samples
+    parts = {} if samples is None else {folder / "datasets" / samples.repo: samples.files}
+    parts[folder / publication.repo] = publication.files
     for path, files in parts.items():
         _check_nothing_else(path, files)
     for path, files in parts.items():
-        # The description last: a folder that has one is whole.
+        make_folder(path, "--folder")
+        (path / CONFIG).unlink(missing_ok=True)  # until all else is written: a folder that has one is whole
         for name in sorted(files, key=lambda name: name == CONFIG):
             write_atomic(path / name, files[name])
     return folder / publication.repo
 
 
 def _check_nothing_else(place: Path, files: Mapping[str, bytes]) -> None:
-    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
-    if others := sorted(found - set(files)):
+    """See that nothing lies in a folder but these files, and what a write of one that was killed has left."""
+    found = {path.relative_to(place) for path in place.rglob("*") if not path.is_dir()}
+    ours = [Path(name) for name in files]
+    others = [path for path in found if not any(_is_of(path, name) for name in ours)]
+    if others:
+        named = ", ".join(path.as_posix() for path in sorted(others)[:5])
         raise UsageProblem(
             wanted=f"{place} new, empty, or with nothing but {', '.join(sorted(files))}",
-            got=f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''} there",
+            got=f"{named}{', ...' if len(others) > 5 else ''} there",
             next_step="name another --folder, or take them away",
         )
+
+
+def _is_of(path: Path, name: Path) -> bool:
+    return path == name or (path.parent == name.parent and path.name.startswith(f".{name.name}."))
 
 
 def _card(spec: ModelSpec, options: RunOptions) -> ModelCard:

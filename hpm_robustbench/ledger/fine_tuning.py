@@ -15,8 +15,8 @@ class Point(Block):
     """Where training stands after an epoch; epoch 0 is the classifier before it.
 
     ``loss`` is the mean over the epoch's batches. ``clean`` and ``robust`` are shares of the held-out images, each
-    answered alone; ``robust`` is under PGD of 10 steps, for HPM through its straight-through gradient, for C1 through
-    the FC head: upper bounds of what the trial will find, HPM's by far the looser one. On features that are computed
+    answered alone; ``robust`` is under PGD of 10 steps: an upper bound of what the trial will find, and a loose one
+    where the gradient is HPM's straight-through one, which C1, C2 and C4 do not have. On features that are computed
     once it is measured first and last only. ``unsupported`` are classes into which the FC head put no
     training image in the whole epoch, so that they had no batch prototype.
     """
@@ -38,7 +38,7 @@ class Made(Block):
         held_out: how many only measured.
         precision: of the network's passes, whatever the recipe asked for.
         device: its kind.
-        at_once: images that passed through the network together in the end.
+        at_once: images that were let through the network together, at most, in the end.
         compiled: whether torch.compile had rewritten the backbone.
         folded: whether attacks went through a network whose normalisation layers are part of its convolutions.
         threads: of torch on a CPU.

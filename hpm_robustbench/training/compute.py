@@ -13,6 +13,7 @@ from torch import Tensor
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.training.folding import Folded
 from hpm_robustbench.training.learner import Learner
+from hpm_robustbench.training.memory import is_of_memory
 from hpm_robustbench.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ def prefer_channels_last(classifier: HPMClassifier, x: Tensor) -> None:
     try:
         with torch.no_grad():
             classifier.embed(x)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_of_memory(error):
+            raise
         classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 

@@ -102,7 +102,8 @@ def finetune_once(
     if finished is None:
         if compute is None:
             raise _unfinished(model, tuning, folder)
-        _tell_of_others(place, f"{model}_{tuning.name}")
+        if not (folder / "checkpoint.safetensors").exists():
+            _tell_of_others(place, f"{model}_{tuning.name}")
         _write(folder, model, lesson, key, _train(lesson, folder, key, compute))
         # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
         finished = _read(folder, lesson, key)
@@ -116,7 +117,7 @@ def _tell_of_others(place: Path, name: str) -> None:
     """Whoever moved a folder to another machine should not wait for a second training without knowing why."""
     key = "[0-9a-f]" * 16
     for other in sorted(place.glob(f"{name}-{key}/classifier.safetensors")):
-        told = "is of other images, weights, software or another kind of machine; training anew"
+        told = "is of another seed, budget, knob, image, weight, software or kind of machine; training anew"
         log.info("the finished training in %s %s", other.parent, told)
 
 
@@ -144,7 +145,7 @@ def _made(loop: Loop) -> Made:
         fingerprint=lesson.training.fingerprint,
         trained_on=learning,
         held_out=held_out,
-        precision=str(lesson.precision).removeprefix("torch."),
+        precision=str(torch.float32 if lesson.tuning.recipe.from_features else lesson.precision).removeprefix("torch."),
         device=lesson.classifier.prototypes.device.type,
         at_once=loop.position.at_once,
         compiled=loop.position.compiled,
@@ -257,6 +258,11 @@ def _course(lesson: Lesson, curves: Sequence[Point], made: Made) -> FineTuning:
         fallen = f"from {first.clean:.2%} to {last.clean:.2%}"
         whose = "held-out training images, which the base model may have been trained on,"
         reports.append(f"On {whose} clean accuracy fell {fallen}, by more than {bound:.2%}.")
+    if lesson.fixed:
+        parts = {"backbone": lesson.classifier.backbone, "fc": lesson.classifier.fc}
+        sizes = {name: parameter.numel() for name, parameter in nn.ModuleDict(parts).named_parameters()}
+        still = sum(sizes[name] for name in lesson.fixed)
+        reports.append(f"{still:,} of {sum(sizes.values()):,} parameters stay as the model's authors fixed them.")
     there = lesson.training.cut_from
     if there is not None:
         n = len(lesson.rows()[0])

@@ -20,8 +20,8 @@ class Learner(nn.Module):
     """A trainable copy of a classifier, always in eval mode: normalisation layers keep their statistics.
 
     tau is learned as its logarithm, so that a step changes it by a share of itself and never to zero or below.
-    ``precision`` is that of the network's passes; what HPM computes from them is float32. ``fixed`` names parameters of
-    the backbone that never learn.
+    ``precision`` is that of the network's passes; what HPM computes from them is float32. ``fixed`` names parameters,
+    ``backbone.*`` or ``fc.*``, that never learn.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Learner(nn.Module):
         self.free(learned, fixed)
 
     def free(self, learned: Collection[str], fixed: Collection[str] = ()) -> None:
-        """Let exactly the named parts learn, without what is fixed in the backbone; all else costs no gradient."""
+        """Let exactly the named parts learn, without what is fixed in them; all else costs no gradient."""
         self.eval().requires_grad_(False)
-        for name, parameter in self.classifier.backbone.named_parameters():
-            parameter.requires_grad_("backbone" in learned and name not in fixed)
-        self.classifier.fc.requires_grad_("fc" in learned)
+        for part, module in {"backbone": self.classifier.backbone, "fc": self.classifier.fc}.items():
+            for name, parameter in module.named_parameters(prefix=part):
+                parameter.requires_grad_(part in learned and name not in fixed)
         self.classifier.beta.requires_grad_("beta" in learned)
         self.log_tau.requires_grad_("tau" in learned)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.errors import Diverged
+from hpm_robustbench.errors import Diverged, HpmBenchError, UsageProblem
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
 from hpm_robustbench.ledger.fine_tuning import Point
@@ -57,7 +57,7 @@ class Lesson:
         precision: of the network's passes.
         at_once: images that pass through the network together; by default the whole batch.
         features: of the training images, for the recipes that train on nothing else.
-        fixed: parameters of the backbone that never learn.
+        fixed: parameters that never learn, see ``Wrapped``.
     """
 
     classifier: HPMClassifier
@@ -313,11 +313,26 @@ class Loop:
         self.position = Position(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
         self._kept_at = self.position.step
         if self.position.compiled:
-            self.learner.classifier.backbone.compile()
+            self._compile_again()
         asked = self.lesson.at_once
         if asked is not None and asked < self.position.at_once:
             log.info("from now on %d images at once as asked for, %d before", asked, self.position.at_once)
             self.position.at_once = asked
+
+    def _compile_again(self) -> None:
+        """As the training began: without, it would end in other last bits."""
+        self.learner.classifier.backbone.compile()
+        try:
+            with torch.no_grad():
+                self.with_what_fits(self.learner.embed)
+        except Exception as error:  # whatever a compiler may raise
+            if isinstance(error, HpmBenchError):
+                raise
+            raise UsageProblem(
+                wanted="the compiler that this training began with",
+                got=next(iter(str(error).splitlines()), type(error).__name__),
+                next_step="repair it, or delete checkpoint.safetensors in the training's folder and begin anew without",
+            ) from error
 
     def _diverged(self, got: str) -> Diverged:
         kept = "" if self._kept_at is None else f"; what was learned in {self._kept_at} steps is kept"

@@ -23,7 +23,8 @@ def make_optimiser(module: nn.Module, recipe: Recipe) -> Optimizer:
         raise InvalidInput(
             wanted=f"a classifier with parts that {recipe.name} can train",
             got="none: " + (", ".join(recipe.learned) or "the recipe learns nothing"),
-            next_step="choose another recipe; a model of several networks has no FC layer of its own",
+            next_step="choose another recipe; a model of several networks has no FC layer of its own, and what "
+            "the authors of a model fixed stays so",
         )
     groups = [
         {"params": [p for p in learning if p.dim() > 1], "weight_decay": recipe.weight_decay},

@@ -40,8 +40,8 @@ class Recipe(BaseModel):
     Attributes:
         name: of the recipe; with ``version``, what a person calls this set of values.
         version: raised whenever a named recipe changes.
-        learned: what changes: the backbone, the FC layer, tau, beta. With a fixed backbone that nobody attacks, its
-            features are computed once.
+        learned: what changes: the backbone, the FC layer, tau, beta. Features of images that nobody
+            attacks, shifts or mirrors are computed once if the backbone does not change.
         epochs: passes over the training images.
         batch_size: images whose prototypes and gradient are computed together, however few fit into memory at a time.
         batching: whether HPM answers the batch together (``joint``) or each image alone (``solo``).
@@ -261,7 +261,7 @@ def _changed(name: str, recipe: Recipe) -> str:
     """What a recipe is called that has other values than the known one of ``name``; a knob to come changes no name."""
     known = RECIPES[name].to_json() if name in RECIPES else {}
     others = {knob: value for knob, value in recipe.to_json().items() if knob != "name" and value != known.get(knob)}
-    return f"{name}-{digest(others)[:8]}"
+    return f"{name}-{digest({**others, 'version': recipe.version})[:8]}"
 
 
 def _text(value: object) -> str:

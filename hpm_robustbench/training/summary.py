@@ -29,8 +29,8 @@ def render_finetuned(finished: Mapping[Tuning, Kept]) -> str:
     folders = [f"{tuning.name}: {done.folder}" for tuning, done in finished.items()]
     held_out = (
         "Accuracies are those of held-out training images, each answered alone; the base model may have been trained "
-        "on them, and what was lost on new images is told by hpm-bench run. PGD goes through HPM's straight-through "
-        "gradient, which misleads, or through the FC head of C1: do not compare the two; what stands is found on trial."
+        "on them, and what was lost on new images is told by hpm-bench run. Under PGD, HPM and C3 show far "
+        "more than stands on trial, since their gradient misleads: do not compare them with the others."
     )
     return "\n\n".join(filter(None, [table, "\n".join([held_out, *reports]), "\n".join(folders)]))
 

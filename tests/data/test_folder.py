@@ -137,7 +137,7 @@ def test_a_truncated_image_is_refused_by_name(tmp_path, suffix):
         open_dataset("letters", data=tmp_path).test()
 
 
-def test_imagenet_lies_in_val(tmp_path):
+def test_imagenet_lies_in_val_and_its_training_images_beside_it(tmp_path, caplog):
     for label in range(1000):
         (tmp_path / "val" / f"n{label:08d}").mkdir(parents=True)
     Image.new("RGB", (224, 224), (255, 0, 0)).save(tmp_path / "val" / "n00000417" / "one.JPEG")
@@ -152,6 +152,13 @@ def test_imagenet_lies_in_val(tmp_path):
     Image.new("RGB", (224, 224), (0, 255, 0)).save(tmp_path / "train" / "n00000003" / "two.JPEG")
     source = open_dataset("imagenet", data_dir=tmp_path)
     assert (source.test().labels.tolist(), source.train().labels.tolist()) == ([417], [3])
+    (tmp_path / "test").mkdir()
+    (tmp_path / "t10k-images-idx3-ubyte").touch()
+    assert open_dataset("imagenet", data_dir=tmp_path).train().labels.tolist() == [3], "what else lies there is not it"
+    (tmp_path / "train" / "unpacking").mkdir()
+    with caplog.at_level("INFO"):
+        assert open_dataset("imagenet", data_dir=tmp_path).train() is None
+    assert "train is left out: its class folders are not those of" in caplog.text
 
 
 @pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, reason="HPM_BENCH_REAL_DATA is not set")

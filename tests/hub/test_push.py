@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard as HubCard
 
 import hpm_robustbench
 from hpm_robustbench.cli import cli
-from hpm_robustbench.errors import DownloadFailed, IntegrityError, InvalidInput, UsageProblem
+from hpm_robustbench.errors import DownloadFailed, IntegrityError, InvalidInput, StorageProblem, UsageProblem
 from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.trial import published
 from hpm_robustbench.ledger.model_card import read_card
@@ -100,13 +100,18 @@ def test_a_folder_takes_what_would_be_sent_and_gives_the_same_classifier(case, h
     push()
     sent = {path: content for path, content in hub.head(REPO).items() if path != ".gitattributes"}
     assert {path.name: path.read_bytes() for path in written.iterdir()} == sent
+    (written / ".model.safetensors.x1y2").write_bytes(b"half")  # of a write that was killed
+    push("--folder", str(tmp_path))
     (written / "config.json").unlink()
     (written / "thesis.tex").write_text("all of it")
     with pytest.raises(UsageProblem, match=r"got thesis\.tex there\. Next: name another --folder"):
         push("--folder", str(tmp_path))
     assert not (written / "config.json").exists()
-    with pytest.raises(UsageProblem, match="--folder with --dry-run, --private"):
-        push("--folder", str(tmp_path), "--dry-run", "--private")
+    with pytest.raises(UsageProblem, match="--folder with --dry-run, --private, --revision"):
+        push("--folder", str(tmp_path), "--dry-run", "--private", "--revision", "next")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageProblem, match="another one with --folder"):
+        push("--folder", str(tmp_path / "file"))
 
 
 def test_a_second_time_there_is_nothing_to_do(hub, push):

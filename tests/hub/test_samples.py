@@ -154,6 +154,8 @@ def test_a_folder_takes_both(hub, push, tmp_path):
             if path.is_file()
         }
         assert {row["path"]: row["sha256"] for row in part["files"]} == written
+    told = push("--folder", str(tmp_path), "--format", "human").stdout
+    assert f"datasets/{DATA}; upload it first, under the tag {shown['samples']['tag']} that the model" in told
 
 
 def test_a_second_time_nothing_is_sent_and_other_results_get_another_tag(hub, push, trial):

@@ -259,7 +259,7 @@ def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_
     assert f"The values by epoch Epoch Loss Clean Robust {values}" in page.text
     assert "On held-out training images clean accuracy fell from 80.00% to 77.00%" in page.text
     assert "through HPM's straight-through gradient, which misleads" in page.text
-    assert "Learned from 900 train images, measured on 100 others" in page.text
+    assert "Made from 900 train images, measured on 100 others" in page.text
     assert f"{'7e' * 32} ), in float32 on cpu, python 3.11, torch 2.13.0." in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "fine-tuning: On held-out training images clean accuracy fell" in render_card(card)

@@ -82,17 +82,20 @@ def test_whoever_trains_again_is_told_of_what_is_there(
         finetuned(wrapped, digits, tuning, tmp_path)
         assert "training anew" not in caplog.text
         finetuned(wrapped, digits.head(150), tuning, tmp_path)
-    assert f"the finished training in {first} is of other images, weights" in caplog.text
+    assert f"the finished training in {first} is of another seed, budget" in caplog.text
     assert caplog.text.count("training anew") == 1
 
 
 def test_what_a_models_authors_fixed_stays_fixed(wrapped, digits, quick, tmp_path: Path) -> None:
     class Centred(torch.nn.Module):
+        """Its last layer does not learn either, as in networks with a fixed simplex of classes."""
+
         def __init__(self) -> None:
             super().__init__()
             self.mean = torch.nn.Parameter(torch.full((1,), 0.3), requires_grad=False)
             self.scale = torch.nn.Parameter(torch.ones(1))
             self.network = copy.deepcopy(wrapped.base).requires_grad_(True)
+            self.network[-1].weight.requires_grad_(False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.network((x - self.mean) * self.scale + 0.3)
@@ -101,10 +104,14 @@ def test_what_a_models_authors_fixed_stays_fixed(wrapped, digits, quick, tmp_pat
     for frozen in (False, True):
         model = Centred().requires_grad_(False) if frozen else Centred()
         centred = wrap(model, digits)
-        assert {name.rpartition(".")[2] for name in centred.fixed} == (set() if frozen else {"mean"})
-        tuned = finetuned(centred, digits, Tuning(quick), tmp_path).classifier.backbone.state_dict()
-        values = {name.rpartition(".")[2]: tensor for name, tensor in tuned.items()}
+        assert len(centred.fixed) == (0 if frozen else 2)
+        done = finetuned(centred, digits, Tuning(quick), tmp_path)
+        values = {name.rpartition(".")[2]: tensor for name, tensor in done.classifier.backbone.state_dict().items()}
         assert values["scale"] != 1
+        assert torch.equal(done.classifier.fc.weight, wrapped.classifier.fc.weight) != frozen
+        assert not torch.equal(done.classifier.fc.bias, wrapped.classifier.fc.bias)
+        told = [report for report in done.course.reports if "as the model's authors fixed them" in report]
+        assert [report.split()[0] for report in told] == ([] if frozen else ["961"])
         mean[frozen] = float(values["mean"])
     assert mean[False] == torch.tensor(0.3).item()
     assert mean[True] != pytest.approx(0.3, abs=1e-6), "of a model that is frozen as a whole, everything learns"

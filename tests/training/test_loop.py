@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from hpm_robustbench.cli import cli
-from hpm_robustbench.errors import Diverged
+from hpm_robustbench.errors import Diverged, UsageProblem
 from hpm_robustbench.evaluation import progress
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.classifier import Embedding
@@ -96,8 +96,9 @@ def test_a_head_on_images_that_move_learns_from_them_as_they_lie(wrapped, digits
     """Ready features cannot be shifted: each batch passes through the backbone anew, which stays as it is."""
     still = find_recipe("head").with_knobs({"epochs": 2, "batch_size": 32})
     seen = []
-    wrapped.classifier.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    hook = wrapped.classifier.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     loops = [Loop(lesson(wrapped, digits, recipe)) for recipe in (still, still.with_knobs({"shift": 0.25}))]
+    hook.remove()
     assert sum(seen) == len(digits), "only the first computes features in advance"
     for loop in loops:
         for _ in range(loop.steps):
@@ -221,6 +222,13 @@ def test_what_a_compiler_began_it_continues(
         second.run(path, key="k", compiled=asked)
         assert second.folded is None and compiled[-1] is second.learner.classifier.backbone
     assert len(timed) == 1 and len(compiled) == 2
+
+    def broken(learner: Learner, _x: torch.Tensor) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(Learner, "embed", broken)
+    with pytest.raises(UsageProblem, match=r"no C\+\+ compiler.*delete checkpoint.safetensors"):
+        Loop(lesson(wrapped, digits, quick)).run(path, key="k")
 
 
 def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
