@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
 
 import safetensors.torch
 import torch
-
-from hpm_robustbench.robustbench_compat import import_robustbench
+from wide_resnets import wide_resnet
 
 PLACE = Path(__file__).parents[1] / "benchmarks"
 WEIGHTS = PLACE / "wrn-10-1.safetensors"
@@ -25,9 +23,7 @@ def test_the_weights_are_the_ones_that_the_record_is_about() -> None:
 
 
 def test_they_fit_robustbench_s_own_architecture() -> None:
-    import_robustbench()
-    architectures = importlib.import_module("robustbench.model_zoo.architectures.wide_resnet")
-    network = architectures.WideResNet(num_classes=10, depth=10, widen_factor=1).eval()
+    network = wide_resnet().eval()
     network.load_state_dict(safetensors.torch.load_file(WEIGHTS))
     with torch.no_grad():
         logits = network(torch.rand(64, 3, 32, 32))
