@@ -33,7 +33,8 @@ from hpm_robustbench.load import wrap
 from hpm_robustbench.robustbench_compat import import_robustbench
 from hpm_robustbench.threat import ThreatModel
 from hpm_robustbench.training.compute import Compute
-from hpm_robustbench.training.finetuned import Finetuned, finetune_once
+from hpm_robustbench.training.finetuned import finetune_once
+from hpm_robustbench.training.kept import Finetuned
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
 NAME = "Base2026WRN-10-1"

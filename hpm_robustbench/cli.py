@@ -20,6 +20,7 @@ from hpm_robustbench.finetune import finetune
 from hpm_robustbench.options import (
     OF_A_MODEL,
     control,
+    finetuned,
     hpm_knobs,
     published_model,
     recipe_options,
@@ -89,6 +90,7 @@ def cli(quiet: bool) -> None:
 )
 @recipe_options(None)
 @control
+@finetuned
 @_both_spellings("corruptions_data_dir", type=_path, help="Corrupted images, if not in --data or --data_dir.")
 @work_options
 @click.option(

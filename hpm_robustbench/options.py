@@ -109,6 +109,11 @@ control = together(
         help="All four controls too, with the same budget, order and seed, to stand beside HPM on its card.",
     ),
 )
+finetuned = click.option(
+    "--finetuned",
+    type=a_path,
+    help="Train nothing: take what `hpm-bench finetune` has finished, from a folder brought from another machine.",
+)
 work_options = together(
     model_dir,
     checksums,

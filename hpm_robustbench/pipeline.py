@@ -47,8 +47,10 @@ from hpm_robustbench.run_options import SCREENS, RunOptions
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.training.compute import Compute
+from hpm_robustbench.training.elsewhere import take_finished
 from hpm_robustbench.training.features import Features
-from hpm_robustbench.training.finetuned import Finetuned, Kept, finetune_once, no_training_images, on_trial
+from hpm_robustbench.training.finetuned import finetune_once, no_training_images, on_trial
+from hpm_robustbench.training.kept import Finetuned, Kept
 from hpm_robustbench.training.recipe import Control, Tuning
 from hpm_robustbench.weights import check_local, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -312,6 +314,8 @@ def _finetuned(
     compute: Compute | None = None,
     features: Features | None = None,
 ) -> Finetuned:
+    if options.finetuned is not None:
+        return take_finished(spec.name, start.wrapped, start.training, spec.threat, tuning, options.finetuned)
     folder = options.output / "finetuned"
     return finetune_once(spec.name, start.wrapped, start.training, spec.threat, tuning, folder, compute, features)
 

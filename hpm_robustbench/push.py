@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @options.both_spellings("threat_model")
 @click.option("--eps")
 @options.recipe_options(None)
+@options.finetuned
 @options.model_dir
 @options.checksums
 @options.allow_global

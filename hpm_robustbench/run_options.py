@@ -19,7 +19,7 @@ from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.weights import STRICT, Trust
 
 SCREENS = (QUICK, COUPLING, MATRIX)
-_OPTIONAL_PATHS = ("data", "corruptions_data_dir")
+_OPTIONAL_PATHS = ("data", "corruptions_data_dir", "finetuned")
 _LARGEST = 2**63 - 1
 _Choice = TypeVar("_Choice", Batching, Composition)
 
@@ -42,6 +42,7 @@ class RunOptions:
         defence: the definition of HPM.
         tuning: how the wrapped model is fine-tuned before; by default nothing is learned but class means and tau.
         controls: try its controls too, to stand beside it on its card.
+        finetuned: a folder ``finetuned`` of finished ones, to take instead of training: brought from another machine.
         compute: how the machine is used for that.
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
@@ -68,6 +69,7 @@ class RunOptions:
     defence: HPMConfig = field(default_factory=HPMConfig)
     tuning: Tuning | None = None
     controls: bool = False
+    finetuned: Path | None = None
     compute: Compute = field(default_factory=Compute)
     data: Path | None = None
     data_dir: Path = Path("data")
@@ -83,7 +85,7 @@ class RunOptions:
         for name in ("n_ex", "batch_size", "joint_size"):
             _check_whole(name, getattr(self, name), least=1)
         _check_whole("seed", self.seed, least=0)
-        for name in ("data", "data_dir", "corruptions_data_dir", "model_dir", "output"):
+        for name in ("data", "data_dir", "corruptions_data_dir", "model_dir", "output", "finetuned"):
             if not (name in _OPTIONAL_PATHS and getattr(self, name) is None):
                 object.__setattr__(self, name, _path(name, getattr(self, name)))
         several = isinstance(self.batchings, Iterable) and not isinstance(self.batchings, str)
@@ -97,6 +99,13 @@ class RunOptions:
                 wanted="a recipe beside all its controls",
                 got="no recipe" if self.tuning is None else f"the control {self.tuning.name} alone",
                 next_step="give --recipe uniform-v1 --controls, or --control without --controls",
+            )
+
+        if self.finetuned is not None and self.tuning is None:
+            raise UsageProblem(
+                wanted="a recipe, which says what to look for among finished fine-tunings",
+                got=f"none beside {self.finetuned}",
+                next_step="add --recipe uniform-v1, or leave --finetuned out",
             )
 
     @property

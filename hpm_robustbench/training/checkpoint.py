@@ -54,7 +54,7 @@ def read_saved(path: Path, key: str) -> Saved | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        log.warning("ignoring %s (%s); what it held is computed again", path, error)
+        log.warning("ignoring %s (%s)", path, error)
         return None
     return Saved(tensors, kept["facts"])
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpm_robustbench.report import render_table
-from hpm_robustbench.training.finetuned import Kept
+from hpm_robustbench.training.kept import Kept
 from hpm_robustbench.training.recipe import Tuning
 
 

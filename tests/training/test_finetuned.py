@@ -25,7 +25,8 @@ from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
 from hpm_robustbench.training.features import Features
-from hpm_robustbench.training.finetuned import Finetuned, finetune_once, on_trial
+from hpm_robustbench.training.finetuned import finetune_once, on_trial
+from hpm_robustbench.training.kept import Finetuned
 from hpm_robustbench.training.loop import Lesson, Loop
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import builtin_specs

@@ -1,0 +1,165 @@
+"""What another machine has trained is taken as it is, if it is what was asked for, and the card says so."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.evaluation.identity import state_sha256
+from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.load import wrap
+from hpm_robustbench.pipeline import evaluate, fine_tune, prepare
+from hpm_robustbench.run_options import RunOptions
+from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training import finetuned as finetuned_module
+from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
+from hpm_robustbench.training.compute import Compute
+from hpm_robustbench.training.elsewhere import take_finished
+from hpm_robustbench.training.finetuned import finetune_once
+from hpm_robustbench.training.kept import Finetuned
+from hpm_robustbench.training.recipe import Tuning, find_recipe
+from hpm_robustbench.zoo.builtin import builtin_specs
+
+LINF = ThreatModel.parse("Linf", "0.1")
+SPEC = next(spec for spec in builtin_specs() if spec.dataset == "digits")
+
+
+@pytest.fixture
+def tuning(quick) -> Tuning:
+    return Tuning(quick.with_knobs({"epochs": 1, "attack_steps": 0}))
+
+
+@pytest.fixture
+def elsewhere(wrapped, digits, tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finetuned:
+    """Trained by other code, as a version before this one had it."""
+    with monkeypatch.context() as other_version:
+        other_version.setattr(finetuned_module, "code_sha256", lambda *_: "of another version")
+        return finetune_once("Small", wrapped, digits, LINF, tuning, tmp_path / "brought", Compute())
+
+
+def test_it_is_taken_bit_for_bit_and_said_to_be_from_elsewhere(
+    wrapped, digits, tuning: Tuning, elsewhere: Finetuned
+) -> None:
+    place = elsewhere.folder.parent
+    with pytest.raises(UsageProblem, match="nothing is trained here"):
+        finetune_once("Small", wrapped, digits, LINF, tuning, place, None)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    taken = take_finished("Small", wrapped, digits, LINF, tuning, place)
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert taken.folder == elsewhere.folder
+    assert state_sha256(taken.classifier) == state_sha256(elsewhere.classifier) != state_sha256(wrapped.classifier)
+    assert not any(parameter.requires_grad for parameter in taken.classifier.parameters())
+    assert taken.course.reports == [
+        *elsewhere.course.reports,
+        "The fine-tuning was taken as it was found: where it was tried, nobody trained or checked it.",
+    ]
+    assert replace(taken, course=elsewhere.course).course.made == taken.course.made
+
+
+def test_what_was_trained_for_something_else_is_refused_and_told(
+    wrapped, digits, tuning: Tuning, elsewhere: Finetuned
+) -> None:
+    def refused(model=wrapped, images=digits, threat=LINF, asked=tuning) -> str:
+        with pytest.raises(UsageProblem, match=f"{elsewhere.folder.name}, of another ") as refusal:
+            take_finished("Small", model, images, threat, asked, elsewhere.folder.parent)
+        return refusal.value.got.rpartition("of another ")[2]
+
+    other = copy.deepcopy(wrapped.base)
+    with torch.no_grad():
+        other[1].bias += 1
+    weights = wrap(copy.deepcopy(other), digits)
+    assert refused(asked=Tuning(tuning.recipe, seed=1)) == "recipe, knobs or seed"
+    assert refused(images=digits.head(150)) == "training images"
+    assert refused(threat=ThreatModel.parse("Linf", "0.2")) == "budget"
+    assert refused(model=weights) == "weights of the base model"
+    knobs = wrap(other, digits, HPMConfig(kappa=1.0))
+    assert refused(model=knobs) == "weights of the base model and knobs of HPM"
+
+
+def test_two_that_fit_are_not_chosen_between(wrapped, digits, tuning: Tuning, elsewhere: Finetuned) -> None:
+    place = elsewhere.folder.parent
+    own = finetune_once("Small", wrapped, digits, LINF, tuning, place, Compute())
+    with pytest.raises(UsageProblem, match=r"2: Small_.*move all but one away"):
+        take_finished("Small", wrapped, digits, LINF, tuning, place)
+    shutil.rmtree(elsewhere.folder)
+    assert take_finished("Small", wrapped, digits, LINF, tuning, place).folder == own.folder
+
+
+def test_a_folder_that_holds_none_is_refused(
+    wrapped, digits, tuning: Tuning, elsewhere: Finetuned, tmp_path: Path
+) -> None:
+    for place in (tmp_path / "nowhere", elsewhere.folder):
+        with pytest.raises(UsageProblem, match="got none"):
+            take_finished("Small", wrapped, digits, LINF, tuning, place)
+    file = elsewhere.folder / "classifier.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UsageProblem, match="got none"):
+        take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
+
+
+def spoiled(change: Callable[[Saved], None], folder: Path) -> None:
+    """A file that agrees with its own checksum, and is none of ours."""
+    file, key = folder / "classifier.safetensors", folder.name[-16:]
+    saved = read_saved(file, key)
+    assert saved is not None
+    change(saved)
+    write_saved(file, saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda saved: saved.tensors["fc.weight"].fill_(float("nan")), "NaN or Inf"),
+        (lambda saved: saved.tensors.update({"fc.weight": torch.zeros(3)}), "fc.weight"),
+        (lambda saved: saved.tensors.pop("prototypes"), "prototypes"),
+        (lambda saved: saved.facts.update(curves=[]), "curves"),
+        (lambda saved: saved.facts.update(curves=[{"epoch": -1}]), r"curves\.0\.epoch"),
+        (lambda saved: saved.facts.pop("made"), "'made'"),
+    ],
+)
+def test_what_does_not_hold_together_is_refused(
+    wrapped, digits, tuning: Tuning, elsewhere: Finetuned, change: Callable[[Saved], None], told: str
+) -> None:
+    spoiled(change, elsewhere.folder)
+    with pytest.raises(IntegrityError, match=told):
+        take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
+
+
+def test_one_that_does_not_say_what_it_was_asked_for_is_refused(
+    wrapped, digits, tuning: Tuning, elsewhere: Finetuned
+) -> None:
+    spoiled(lambda saved: saved.facts.pop("asked"), elsewhere.folder)
+    with pytest.raises(UsageProblem, match="did not yet write down what it was asked for"):
+        take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
+
+
+def test_a_trial_of_it_and_its_controls_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a budget that breaks everything at the first step, so that it takes seconds."""
+    easy = replace(SPEC, threat=ThreatModel.parse("Linf", "1/2"))
+    head = Tuning(find_recipe("head").with_knobs({"epochs": 1}))
+    options = RunOptions(
+        n_ex=4, batch_size=4, batchings=(Batching.SOLO,), tuning=head, controls=True, output=tmp_path / "there"
+    )
+    here = replace(options, output=tmp_path / "here", finetuned=tmp_path / "there" / "finetuned")
+    with pytest.raises(UsageProblem, match="got none"):
+        prepare(easy, here)
+    fine_tune(easy, options, head.with_controls())
+    monkeypatch.setattr(finetuned_module, "code_sha256", lambda *_: "of another version")
+    bench = evaluate(easy, here).card.hpm_bench
+    assert bench is not None and len(bench.controls) == 4
+    assert bench.fine_tuning.reports[-1].startswith("The fine-tuning was taken as it was found")
+    assert not (tmp_path / "here" / "finetuned").exists()
+
+
+def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="add --recipe"):
+        RunOptions(finetuned=tmp_path)
