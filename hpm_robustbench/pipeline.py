@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,10 +43,11 @@ from hpm_robustbench.ledger.plan import (
 )
 from hpm_robustbench.ledger.record import RunRecord
 from hpm_robustbench.load import Wrapped, wrap
+from hpm_robustbench.memory import enough_memory
 from hpm_robustbench.planning import Start, environment_of, plan_trials
 from hpm_robustbench.run_options import SCREENS, RunOptions
 from hpm_robustbench.surrogates.views import Subject
-from hpm_robustbench.threat import Corruptions
+from hpm_robustbench.threat import Batching, Corruptions
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.elsewhere import take_finished
 from hpm_robustbench.training.features import Features
@@ -270,15 +272,16 @@ def _wrapped(
         model, sha256 = load_weights(spec, options.model_dir, trust=options.trust)
     else:
         sha256 = (state_sha256(model),)
-    wrapped = wrap(
-        model,
-        training,
-        options.defence,
-        head=spec.head,
-        device=options.device,
-        batch_size=options.batch_size,
-        keep=options.output / "prototypes",
-    )
+    with enough_memory(options.device, options.batch_size):
+        wrapped = wrap(
+            model,
+            training,
+            options.defence,
+            head=spec.head,
+            device=options.device,
+            batch_size=options.batch_size,
+            keep=options.output / "prototypes",
+        )
     return wrapped, sha256
 
 
@@ -346,13 +349,22 @@ def attack(case: Case, share: Share = WHOLE) -> None:
     with full_precision_kernels():
         awaited = any(_borrows(case, plan) for plan, _ in case.all_trials())
         for plan, subject in case.all_trials():
-            runs, environment = case.output / "runs", environment_of(subject.device)
-            if isinstance(plan, Plan):
-                lends = awaited and plan.target == "base"
-                run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images, lends=lends)
-            else:
-                assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
-                run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
+            with _memory_for(plan, subject):
+                _attack(case, plan, subject, share, lends=awaited and plan.target == "base")
+
+
+def _attack(case: Case, plan: BasePlan, subject: Subject, share: Share, *, lends: bool) -> None:
+    runs, environment = case.output / "runs", environment_of(subject.device)
+    if isinstance(plan, Plan):
+        run(plan, subject, case.test, runs, environment, share, keep_images=case.keep_images, lends=lends)
+        return
+    assert isinstance(plan, CorruptionPlan) and case.corrupted is not None
+    run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
+
+
+def _memory_for(plan: BasePlan, subject: Subject) -> AbstractContextManager[None]:
+    option = "--joint-size" if plan.batching is Batching.JOINT else "--batch-size"
+    return enough_memory(subject.device, plan.batch_size, option)
 
 
 def _borrows(case: Case, plan: BasePlan) -> bool:
@@ -370,8 +382,9 @@ def examine(case: Case) -> None:
     with full_precision_kernels():
         for plan, subject in case.all_trials():
             if isinstance(plan, Plan) and not case.is_screen:
-                for finish in (lend, aggregate, diagnose):
-                    finish(plan, subject, case.test, case.output / "runs")
+                with _memory_for(plan, subject):
+                    for finish in (lend, aggregate, diagnose):
+                        finish(plan, subject, case.test, case.output / "runs")
 
 
 def verify_kept(case: Case) -> list[Verification]:
