@@ -21,7 +21,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 TORCH_FREE = (
-    *("errors", "threat", "cli", "options", "finetune", "push", "report", "zoo", "ledger", ""),
+    *("errors", "threat", "cli", "commands", "report", "zoo", "ledger", ""),
     *("hpm.config", "data.known", "training.recipe", "training.status"),
 )
 FRONT = ("training", "hub", "pipeline", "planning", "images", "run_options")
@@ -101,6 +101,8 @@ def test_foreign_houses_are_entered_by_one_door(library: str, allowed: set[str])
 
 def test_nobody_imports_the_command_line() -> None:
     assert [m for m in MODULES if f"{NAME}.cli" in imports_of(m)] == [f"{NAME}.__main__"]
+    asking = {m for m in MODULES if any(inside(name, "commands") for name in imports_of(m))}
+    assert {m for m in asking if not inside(m, "commands")} == {f"{NAME}.cli"}
 
 
 @pytest.mark.parametrize(

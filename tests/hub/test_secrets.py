@@ -63,6 +63,6 @@ def test_no_trace_of_a_token_after_success_and_failure(token, hub, loopback, tmp
 
 
 def test_no_option_takes_a_token():
-    from hpm_robustbench.push import push
+    from hpm_robustbench.commands.push import push
 
     assert not [option.name for option in push.params if "token" in str(option.name)]

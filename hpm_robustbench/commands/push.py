@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpm_robustbench import options
+from hpm_robustbench.commands import options
 from hpm_robustbench.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -108,16 +107,16 @@ def push(  # the options of one command
         spec = chosen_spec(model, **model_asked)
         publication = plan(spec, run_options(batching=[batching], knobs=(), **asked), wish)
     if dry_run:
-        click.echo(json.dumps(publication.to_json(), indent=1) if form == "json" else publication.in_words())
+        click.echo(options.as_json(publication.to_json()) if form == "json" else publication.in_words())
         return
     if folder is not None:
         place = write_publication(publication, folder)
         told = {**publication.to_json(), "folder": str(place)}
-        click.echo(json.dumps(told, indent=1) if form == "json" else _written(publication, folder))
+        click.echo(options.as_json(told) if form == "json" else _written(publication, folder))
         return
     sent = send_publication(publication, destination, f"Publish {spec.name} with HPM")
     if form == "json":
-        click.echo(json.dumps({**publication.to_json(), **sent._asdict()}, indent=1))
+        click.echo(options.as_json({**publication.to_json(), **sent._asdict()}))
     else:
         click.echo(f"{'sent' if sent.changed else 'nothing to do'}: {sent.address}")
 

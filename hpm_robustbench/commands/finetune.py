@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from hpm_robustbench import options
+from hpm_robustbench.commands import options
 from hpm_robustbench.errors import UsageProblem
 
 
@@ -60,6 +59,6 @@ def finetune(  # the options of one command
     tunings = chosen.tuning.with_controls() if chosen.controls else [chosen.tuning]
     finished = dict(zip(tunings, fine_tune(spec, chosen, tunings), strict=True))
     if form == "json":
-        click.echo(json.dumps([facts_of(tuning, finetuned) for tuning, finetuned in finished.items()], indent=1))
+        click.echo(options.as_json([facts_of(tuning, finetuned) for tuning, finetuned in finished.items()]))
     else:
         click.echo(render_finetuned(finished))

@@ -1,7 +1,8 @@
-"""Options that several commands share. No torch."""
+"""Options that several commands share, and the form of what they print. No torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ def both_spellings(name: str, **settings: Any) -> Decorator:
 def format_of(*forms: str) -> Decorator:
     """An option with the forms in which a result can be printed, the default first."""
     return click.option("--format", "form", type=click.Choice(forms), default=forms[0], show_default=True)
+
+
+def as_json(value: Any) -> str:
+    """What a command prints under ``--format json``."""
+    return json.dumps(value, indent=1)
 
 
 def together(*options: Decorator) -> Decorator:
