@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.real_models import MODELS, open_images, weights_path
+from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.card_bench import HpmBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation, Threat
@@ -20,7 +21,6 @@ from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.provenance import fates
 from hpm_robustbench.ledger.record import CLEAN
-from hpm_robustbench.pipeline import Case, prepare
 from hpm_robustbench.request import find_spec, own_spec, run_options
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from hpm_robustbench.case import Ready, prepare
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Outcome, Ready, Screen, attack, conclude, examine, prepare
+from hpm_robustbench.pipeline import Outcome, Screen, attack, conclude, examine
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.zoo.spec import ModelSpec
 

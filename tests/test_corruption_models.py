@@ -12,10 +12,11 @@ from PIL import Image
 
 import hpm_robustbench
 from hpm_robustbench.architectures import build
+from hpm_robustbench.case import prepare
 from hpm_robustbench.data import open_dataset
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.backbone import split
-from hpm_robustbench.pipeline import evaluate, prepare
+from hpm_robustbench.pipeline import evaluate
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Corruptions

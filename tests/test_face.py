@@ -167,9 +167,9 @@ def test_a_models_peculiarity_is_told() -> None:
 
 
 def test_images_of_another_size_than_the_model_was_made_for_are_refused(tmp_path: Path) -> None:
+    from hpm_robustbench.case import prepare
     from hpm_robustbench.data import DataSource
     from hpm_robustbench.data.known import KNOWN
-    from hpm_robustbench.pipeline import prepare
     from hpm_robustbench.request import find_spec
     from hpm_robustbench.run_options import RunOptions
 

@@ -74,8 +74,9 @@ def run(  # the options of one command
     """
     import torch
 
+    from hpm_robustbench.case import prepare
     from hpm_robustbench.hub.trial import published
-    from hpm_robustbench.pipeline import Screen, prepare, verify_kept
+    from hpm_robustbench.pipeline import Screen, verify_kept
     from hpm_robustbench.report import render_card, render_rows, render_screen, screen_rows
     from hpm_robustbench.request import chosen_spec, run_options
     from hpm_robustbench.workers import default_workers, evaluate_together

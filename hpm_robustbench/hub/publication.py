@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hpm_robustbench.case import Case
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.hpm.classifier import HPMClassifier as Defence
 from hpm_robustbench.hub.contents import contents
@@ -18,7 +19,6 @@ from hpm_robustbench.hub.remote import CARD
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.signature import sign
 from hpm_robustbench.ledger.card_schema import ModelCard
-from hpm_robustbench.pipeline import Case
 from hpm_robustbench.report import render_table
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.hub_file import HubFile
@@ -91,7 +91,7 @@ def compose(case: Case, card: ModelCard, wish: Wish, means: Means) -> Publicatio
     """Put together what is published of a model that was tried.
 
     Args:
-        case: the model as it is tried, see ``pipeline.prepare``.
+        case: the model as it is tried, see ``case.prepare``.
         card: the result of its trial.
         wish: what is to become of it.
         means: see ``contents``.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpm_robustbench.architectures import build
+from hpm_robustbench.case import prepare
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.description import CONFIG
@@ -18,7 +19,6 @@ from hpm_robustbench.hub.samples import publish_samples
 from hpm_robustbench.ledger.atomic import make_folder, write_atomic
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
-from hpm_robustbench.pipeline import prepare
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.catalog import catalog
@@ -38,7 +38,7 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
         UsageProblem: it has no card, its licence does not let anybody publish it, or it was fine-tuned and that is
             not here any more.
         InvalidInput: the card tells of another model than the one that is here.
-        HpmBenchError: see ``pipeline.prepare``, ``publication.compose`` and ``publish_samples``.
+        HpmBenchError: see ``case.prepare``, ``publication.compose`` and ``publish_samples``.
     """
     card = _card(spec if options.tuning is None else spec.tuned(options.tuning.name), options)
     assert card.hpm_bench is not None

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from torch import nn
 
 from hpm_robustbench.architectures import build
+from hpm_robustbench.case import Ready
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.found import Found, on_hub
 from hpm_robustbench.hub.origin import base_spec
 from hpm_robustbench.hub.restore import Means, answer_alone, restore
 from hpm_robustbench.load import Wrapped
-from hpm_robustbench.pipeline import Ready
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.state_dict import read_state_dict
 from hpm_robustbench.weights.hub import Hub

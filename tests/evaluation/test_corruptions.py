@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.runner import Share
-from hpm_robustbench.pipeline import Case, Outcome, attack, conclude, evaluate, prepare
+from hpm_robustbench.pipeline import Outcome, attack, conclude, evaluate
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Composition, Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef

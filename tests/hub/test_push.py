@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard as HubCard
 
 import hpm_robustbench
+from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, InvalidInput, StorageProblem, UsageProblem
 from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.trial import published
 from hpm_robustbench.ledger.model_card import read_card
-from hpm_robustbench.pipeline import Case, prepare
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs

@@ -11,10 +11,11 @@ import torch
 from click.testing import CliRunner
 
 import hpm_robustbench
+from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hub.trial import published
-from hpm_robustbench.pipeline import Case, attack, conclude, examine, prepare
+from hpm_robustbench.pipeline import attack, conclude, examine
 from hpm_robustbench.request import under
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import DatasetCard, hf_hub_download
 
+from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import InvalidInput, UploadFailed, UsageProblem
 from hpm_robustbench.hub.samples import publish_samples, sample_table
@@ -26,7 +27,7 @@ from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.ledger.plan import BasePlan
 from hpm_robustbench.ledger.record import CLEAN, StepResult, Verdict
-from hpm_robustbench.pipeline import Case, conclude, prepare
+from hpm_robustbench.pipeline import conclude
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpm_robustbench.case import fine_tune, prepare
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.load import wrap
-from hpm_robustbench.pipeline import evaluate, fine_tune, prepare
+from hpm_robustbench.pipeline import evaluate
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module

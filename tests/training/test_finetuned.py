@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from hpm_robustbench.case import prepare
 from hpm_robustbench.data import open_dataset
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
@@ -19,7 +20,6 @@ from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.fine_tuning import Point
 from hpm_robustbench.load import wrap
-from hpm_robustbench.pipeline import prepare
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module

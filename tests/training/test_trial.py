@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from hpm_robustbench.case import Case, fine_tune, prepare
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.model_card import place, read_card
-from hpm_robustbench.pipeline import Case, evaluate, fine_tune, prepare, screen
+from hpm_robustbench.pipeline import evaluate, screen
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training import features

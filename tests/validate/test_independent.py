@@ -11,11 +11,11 @@ from validation.independent import misclassified, misclassified_one_by_one
 from validation.planted import EPS, digits, plant
 from validation.trial import wrapped
 
+from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord
-from hpm_robustbench.pipeline import Case, prepare
 from hpm_robustbench.request import find_spec
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.surrogates.views import Subject
