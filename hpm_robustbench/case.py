@@ -27,7 +27,7 @@ from hpm_robustbench.run_options import SCREENS, RunOptions
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.training.compute import Compute
-from hpm_robustbench.training.elsewhere import take_finished
+from hpm_robustbench.training.elsewhere import check_made_alike, take_finished
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import finetune_once, no_training_images, on_trial
 from hpm_robustbench.training.kept import Finetuned, Kept
@@ -184,7 +184,7 @@ def _wrapped(
         model, sha256 = load_weights(spec, options.model_dir, trust=options.trust)
     else:
         sha256 = (state_sha256(model),)
-    with enough_memory(options.device, options.batch_size):
+    with enough_memory(options.batch_size):
         wrapped = wrap(
             model,
             training,
@@ -198,7 +198,7 @@ def _wrapped(
 
 
 def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -> list[Kept]:
-    """Wrap a model and fine-tune it, each time anew from its own weights; what is finished already is read.
+    """Wrap a model and fine-tune it, each time anew from its own weights; what is finished, or brought, is read.
 
     The classifiers are not returned: they lie on disk, and five of them need not fit into memory.
 
@@ -218,7 +218,10 @@ def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -
 def _keep(spec: ModelSpec, start: Start, options: RunOptions, tunings: Sequence[Tuning], *, train: bool) -> list[Kept]:
     """Fine-tune whatever is not finished; features of a fixed backbone are computed once, and dropped in the end."""
     features, compute = Features(), options.compute if train else None
-    return [_finetuned(spec, start, options, tuning, compute, features).kept for tuning in tunings]
+    kept = [_finetuned(spec, start, options, tuning, compute, features).kept for tuning in tunings]
+    if options.finetuned is not None:
+        check_made_alike(dict(zip(tunings, kept, strict=True)))
+    return kept
 
 
 def _finetuned(

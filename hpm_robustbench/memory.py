@@ -1,4 +1,4 @@
-"""What to say where memory ends in the middle of a trial: what is finished is kept, and smaller batches will do."""
+"""Where memory ends: how an error says so, and what to tell a person in the middle of a trial."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from contextlib import contextmanager
 import torch
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.training.memory import is_of_memory
+
+_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has ended, in the words of an accelerator, its libraries or a CPU."""
+    told = str(error).casefold()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in told for text in _MESSAGES)
 
 
 @contextmanager
-def enough_memory(device: str | torch.device, batch_size: int, option: str = "--batch-size") -> Iterator[None]:
-    """Turn an error that says that memory has ended into one that says which option needs less of it.
+def enough_memory(batch_size: int, option: str = "--batch-size") -> Iterator[None]:
+    """Turn an error that says that memory has ended into one that says what needs less of it.
 
     Args:
-        device: where it ended.
-        batch_size: images that were worked on together.
-        option: what sets that number.
+        batch_size: images that are worked on together.
+        option: of ``hpm-bench run``, which sets that number.
 
     Raises:
         UsageProblem: memory has ended.
@@ -29,8 +35,8 @@ def enough_memory(device: str | torch.device, batch_size: int, option: str = "--
         if not is_of_memory(error):
             raise
         raise UsageProblem(
-            wanted=f"memory on {device} for {batch_size} images at a time",
+            wanted=f"memory for {batch_size} images at a time",
             got=next(iter(str(error).splitlines()), type(error).__name__),
-            next_step=f"free some, or try fewer at a time with {option}, which is part of what a card tells; "
-            "every step that is finished with the same options is kept",
+            next_step="free some, on a CPU with fewer --workers, and run the same command again, which continues; or "
+            f"let hpm-bench run take fewer at a time with {option}, which its card tells and which begins a trial anew",
         ) from error

@@ -105,7 +105,7 @@ def attack(case: Case, share: Share = WHOLE) -> None:
     with full_precision_kernels():
         awaited = any(_borrows(case, plan) for plan, _ in case.all_trials())
         for plan, subject in case.all_trials():
-            with _memory_for(plan, subject):
+            with _memory_for(plan):
                 _attack(case, plan, subject, share, lends=awaited and plan.target == "base")
 
 
@@ -118,9 +118,8 @@ def _attack(case: Case, plan: BasePlan, subject: Subject, share: Share, *, lends
     run_corruptions(plan, subject, Conditions(case.test, case.corrupted), runs, environment, share)
 
 
-def _memory_for(plan: BasePlan, subject: Subject) -> AbstractContextManager[None]:
-    option = "--joint-size" if plan.batching is Batching.JOINT else "--batch-size"
-    return enough_memory(subject.device, plan.batch_size, option)
+def _memory_for(plan: BasePlan) -> AbstractContextManager[None]:
+    return enough_memory(plan.batch_size, "--joint-size" if plan.batching is Batching.JOINT else "--batch-size")
 
 
 def _borrows(case: Case, plan: BasePlan) -> bool:
@@ -138,19 +137,20 @@ def examine(case: Case) -> None:
     with full_precision_kernels():
         for plan, subject in case.all_trials():
             if isinstance(plan, Plan) and not case.is_screen:
-                with _memory_for(plan, subject):
+                with _memory_for(plan):
                     for finish in (lend, aggregate, diagnose):
                         finish(plan, subject, case.test, case.output / "runs")
 
 
 def verify_kept(case: Case) -> list[Verification]:
     """Judge again every adversarial image that was kept of a case, which this process has loaded afresh."""
+    found = []
     with full_precision_kernels():
-        return [
-            verify(plan, subject, case.test, case.output / "runs")
-            for plan, subject in case.all_trials()
-            if isinstance(plan, Plan)
-        ]
+        for plan, subject in case.all_trials():
+            if isinstance(plan, Plan):
+                with _memory_for(plan):
+                    found.append(verify(plan, subject, case.test, case.output / "runs"))
+    return found
 
 
 def conclude(case: Case) -> Outcome | Screen:

@@ -42,8 +42,8 @@ class RunOptions:
         defence: the definition of HPM.
         tuning: how the wrapped model is fine-tuned before; by default nothing is learned but class means and tau.
         controls: try its controls too, to stand beside it on its card.
-        finetuned: a folder ``finetuned`` of finished ones, to take instead of training: brought from another machine.
         compute: how the machine is used for that.
+        finetuned: a folder ``finetuned`` that was brought from another machine, to take from instead of training.
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
         corruptions_data_dir: where corrupted images lie, see ``open_corrupted``; by default ``data`` or ``data_dir``.
@@ -69,8 +69,8 @@ class RunOptions:
     defence: HPMConfig = field(default_factory=HPMConfig)
     tuning: Tuning | None = None
     controls: bool = False
-    finetuned: Path | None = None
     compute: Compute = field(default_factory=Compute)
+    finetuned: Path | None = None
     data: Path | None = None
     data_dir: Path = Path("data")
     corruptions_data_dir: Path | None = None
@@ -100,7 +100,6 @@ class RunOptions:
                 got="no recipe" if self.tuning is None else f"the control {self.tuning.name} alone",
                 next_step="give --recipe uniform-v1 --controls, or --control without --controls",
             )
-
         if self.finetuned is not None and self.tuning is None:
             raise UsageProblem(
                 wanted="a recipe, which says what to look for among finished fine-tunings",

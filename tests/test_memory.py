@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from hpm_robustbench import pipeline
+from hpm_robustbench.case import prepare
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.ledger.journal import overview
 from hpm_robustbench.memory import enough_memory
 from hpm_robustbench.pipeline import evaluate
 from hpm_robustbench.run_options import RunOptions
@@ -32,27 +33,39 @@ class Greedy(nn.Module):
         return self.network(x)
 
 
-def test_a_trial_says_what_needs_less_and_goes_on_from_where_it_was(tmp_path: Path) -> None:
-    digits = next(spec for spec in builtin_specs() if spec.dataset == "digits")
-    spec = replace(digits, threat=ThreatModel.parse("Linf", "1/2"))
+SPEC = replace(
+    next(spec for spec in builtin_specs() if spec.dataset == "digits"), threat=ThreatModel.parse("Linf", "1/2")
+)
+
+
+def greedy(most: int, tmp_path: Path) -> nn.Module:
+    return Greedy(load_weights(SPEC, tmp_path).model, most)
+
+
+def test_a_trial_says_what_needs_less_and_the_same_command_continues(tmp_path: Path) -> None:
     options = RunOptions(n_ex=12, batch_size=12, batchings=(Batching.SOLO,), output=tmp_path)
-
-    def greedy() -> nn.Module:
-        return Greedy(load_weights(digits, tmp_path).model, 8)
-
     with pytest.raises(UsageProblem, match=r"got no room for \d+ images\. Next: .*--batch-size") as told:
-        evaluate(spec, options, model=greedy())
-    assert told.value.wanted == "memory on cpu for 12 images at a time"
-    (begun,) = overview(tmp_path / "runs")
-    assert begun["steps"].startswith("1/"), "the clean answers, which need no gradients, are kept"
-    assert evaluate(spec, replace(options, batch_size=8), model=greedy()).card.hpm_bench is not None
+        evaluate(SPEC, options, model=greedy(8, tmp_path))
+    assert told.value.wanted == "memory for 12 images at a time"
+    (clean,) = (tmp_path / "runs").rglob("*clean*")
+    before = clean.stat().st_mtime_ns
+    assert evaluate(SPEC, options, model=greedy(12, tmp_path)).card.hpm_bench is not None
+    assert clean.stat().st_mtime_ns == before, "the clean answers need no gradients, and are not asked for again"
 
 
 def test_under_joint_the_option_is_the_batchs_own(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="--joint-size"), enough_memory("cpu", 128, "--joint-size"):
-        raise MemoryError
+    case = prepare(SPEC, RunOptions(n_ex=4, joint_size=3, output=tmp_path))
+    told = {}
+    for plan, _ in case.trials:
+        with pytest.raises(UsageProblem) as refusal, pipeline._memory_for(plan):
+            raise MemoryError
+        told[plan.batching] = (refusal.value.wanted, "--joint-size" in refusal.value.next_step)
+    assert told == {
+        Batching.SOLO: ("memory for 250 images at a time", False),
+        Batching.JOINT: ("memory for 3 images at a time", True),
+    }
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), enough_memory("cpu", 8):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), enough_memory(8):
         raise RuntimeError("shapes cannot be multiplied")

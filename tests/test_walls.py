@@ -22,7 +22,7 @@ MODULES = {
 }
 TORCH_FREE = (
     *("errors", "threat", "cli", "commands", "report", "zoo", "ledger", ""),
-    *("hpm.config", "data.known", "training.recipe", "training.status"),
+    *("hpm.config", "data.known", "training.recipe", "training.header", "training.status"),
 )
 FRONT = ("training", "hub", "case", "pipeline", "planning", "images", "run_options")
 """What only the line from a spec to a card, and its callers, may use."""

@@ -118,7 +118,7 @@ control = together(
 finetuned = click.option(
     "--finetuned",
     type=a_path,
-    help="Train nothing: take what `hpm-bench finetune` has finished, from a folder brought from another machine.",
+    help="Train nothing: take what `hpm-bench finetune` has finished, from a folder finetuned/ of another machine.",
 )
 work_options = together(
     model_dir,

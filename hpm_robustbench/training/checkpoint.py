@@ -15,11 +15,9 @@ from torch import Tensor
 
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.plan import canonical_json
+from hpm_robustbench.training.header import FACTS
 
 log = logging.getLogger(__name__)
-
-_FACTS = "facts"
-"""The only key of the metadata: safetensors writes several in an order left to chance."""
 
 
 class Saved(NamedTuple):
@@ -38,7 +36,7 @@ def write_saved(path: Path, saved: Saved) -> None:
     # A clone of each: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in saved.tensors.items()}
     facts = {"facts": saved.facts, "sha256": _checksum(tensors, saved.facts)}
-    write_atomic(path, safetensors.torch.save(tensors, metadata={_FACTS: canonical_json(facts)}))
+    write_atomic(path, safetensors.torch.save(tensors, metadata={FACTS: canonical_json(facts)}))
 
 
 def read_saved(path: Path, key: str) -> Saved | None:
@@ -46,14 +44,14 @@ def read_saved(path: Path, key: str) -> Saved | None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            kept = json.loads((file.metadata() or {})[_FACTS])
+            kept = json.loads((file.metadata() or {})[FACTS])
         if kept["sha256"] != _checksum(tensors, kept["facts"]):
             raise ValueError("checksum mismatch")
         if kept["facts"]["key"] != key:
             raise ValueError("it belongs to another recipe, model or set of images")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         log.warning("ignoring %s (%s)", path, error)
         return None
     return Saved(tensors, kept["facts"])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.memory import is_of_memory
 from hpm_robustbench.training.folding import Folded
 from hpm_robustbench.training.learner import Learner
-from hpm_robustbench.training.memory import is_of_memory
 from hpm_robustbench.training.recipe import Recipe
 
 log = logging.getLogger(__name__)

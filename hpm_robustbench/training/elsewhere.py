@@ -1,21 +1,35 @@
-"""A fine-tuning that another machine has finished, taken as it is: nobody trains the same bits a second time."""
+"""A fine-tuning that another machine has finished, taken as it is: nobody trains the same thing a second time.
+
+How it was made is its folder's word. What it claims is held against all that is known here without training.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.hpm.classifier import HPMClassifier
+from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat
-from hpm_robustbench.training.checkpoint import Saved
 from hpm_robustbench.training.finetuned import lesson_of
-from hpm_robustbench.training.kept import Finetuned, asked, folders_of, read_finished, restored
+from hpm_robustbench.training.kept import (
+    Finetuned,
+    Kept,
+    asked,
+    broken,
+    differences,
+    folders_of,
+    read_finished,
+    restored,
+)
 from hpm_robustbench.training.loop import Lesson
 from hpm_robustbench.training.recipe import Tuning
 
-_TOLD = "The fine-tuning was taken as it was found: where it was tried, nobody trained or checked it."
+_TOLD = "The fine-tuning was taken as it was found: this trial neither made it nor saw how it was made."
 
 
 def take_finished(
@@ -33,45 +47,97 @@ def take_finished(
 
     Raises:
         UsageProblem: there is none that is whole, only of something else, or more than one.
-        IntegrityError: it does not fit the model.
+        IntegrityError: it does not fit the model, or contradicts what is known of it.
     """
     lesson = lesson_of(wrapped, training, threat, tuning)
-    folders = folders_of(model, tuning, place)
-    found = {folder: saved for folder in folders if (saved := _read(folder)) is not None}
-    fitting = [folder for folder, saved in found.items() if not _differences(lesson, saved)]
-    if len(fitting) != 1:
-        got = _several(fitting) if fitting else _none(lesson, found)
-        raise UsageProblem(
-            wanted=f"one finished fine-tuning in {place / f'{model}_{tuning.name}-...'}, as `hpm-bench finetune` has "
-            "left it",
-            got=got,
-            next_step="bring it from where it was trained for the same model, images, budget, knobs and seed; or leave "
-            "--finetuned out, to train here",
-        )
-    (folder,) = fitting
-    taken = restored(folder, lesson, found[folder])
+    folder = _the_one(lesson, model, place)
+    saved = read_finished(folder, folder.name[-16:])
+    if saved is None:
+        raise _refused(model, tuning, place, got=f"{folder.name}, which is not whole or not what its name says")
+    taken = restored(folder, lesson, saved)
+    for contradiction in (*_in_tensors(lesson, taken.classifier), *_in_claims(lesson, taken.course)):
+        raise broken(folder, contradiction)
     return replace(taken, course=taken.course.model_copy(update={"reports": [*taken.course.reports, _TOLD]}))
 
 
-def _read(folder: Path) -> Saved | None:
-    """What lies there, if it is what the folder's name says."""
-    return read_finished(folder, folder.name[-16:])
+def _the_one(lesson: Lesson, model: str, place: Path) -> Path:
+    wanted, tuning = asked(lesson), lesson.tuning
+    found = {folder: differences(wanted, folder) for folder in folders_of(model, tuning, place)}
+    fitting = [folder for folder, differs in found.items() if not differs]
+    if len(fitting) > 1:
+        raise UsageProblem(
+            wanted=f"one finished {model}_{tuning.name} in {place}",
+            got=f"{len(fitting)} that fit: {', '.join(folder.name for folder in fitting)}",
+            next_step="move all but one away",
+        )
+    if not fitting:
+        others = [f"{folder.name}, which differs in {' and '.join(differs)}" for folder, differs in found.items()]
+        raise _refused(model, tuning, place, got="; ".join(others) or "none")
+    return fitting[0]
 
 
-def _differences(lesson: Lesson, saved: Saved) -> list[str]:
-    """Topics in which a training is another than the one that is asked for."""
-    told = saved.facts.get("asked")
-    if not isinstance(told, dict):
-        return ["version of this program, which did not yet write down what it was asked for"]
-    return [topic for topic, value in asked(lesson).items() if told.get(topic) != value]
+def _refused(model: str, tuning: Tuning, place: Path, got: str) -> UsageProblem:
+    return UsageProblem(
+        wanted=f"{place / f'{model}_{tuning.name}-...'}, as `hpm-bench finetune` has left it",
+        got=got,
+        next_step="bring the whole folder finetuned/ from where it was trained with the same model, images, --n-ex, "
+        "budget, knobs and seed; or leave --finetuned out, to train here",
+    )
 
 
-def _several(folders: list[Path]) -> str:
-    return f"{len(folders)}: {', '.join(folder.name for folder in folders)}; move all but one away"
+def _in_tensors(lesson: Lesson, taken: HPMClassifier) -> Iterator[str]:
+    """What a training by this recipe cannot have left."""
+    learned, before = lesson.tuning.learned, lesson.classifier
+    learns = {
+        f"{part}.{name}"
+        for part, module in {"backbone": before.backbone, "fc": before.fc}.items()
+        for name, _ in module.named_parameters()
+        if part in learned
+    } - lesson.fixed
+    tensors = taken.state_dict()
+    for name, tensor in before.state_dict().items():
+        if name.startswith(("backbone.", "fc.")) and name not in learns and not tensor.equal(tensors[name]):
+            yield f"another {name} than the base model's, which the recipe leaves alone"
+    beta, tau, knob = taken.beta, taken.tau.item(), taken.config.tau
+    if not ((beta >= 0) & (beta <= 1)).all() or ("beta" not in learned and not (beta == taken.config.beta).all()):
+        yield "another beta than the recipe lets it have"
+    if tau <= 0 or ("tau" not in learned and knob != "fit" and tau != taken.tau.new_tensor(knob).item()):
+        yield "another tau than the recipe lets it have"
 
 
-def _none(lesson: Lesson, found: dict[Path, Saved]) -> str:
-    others = [
-        f"{folder.name}, of another {' and '.join(_differences(lesson, saved))}" for folder, saved in found.items()
-    ]
-    return "; ".join(others) or "none"
+def _in_claims(lesson: Lesson, course: FineTuning) -> Iterator[str]:
+    """What cannot be true of these images and this recipe."""
+    made, training = course.made, lesson.training
+    assert made is not None
+    learning, held_out = (len(rows) for rows in lesson.rows())
+    known = {"split": training.split, "fingerprint": training.fingerprint, "trained_on": learning, "held_out": held_out}
+    for name, value in known.items():
+        if getattr(made, name) != value:
+            yield f"{name} {getattr(made, name)} where it is {value}"
+    if [point.epoch for point in course.curves] != list(range(lesson.tuning.recipe.epochs + 1)):
+        yield "curves of other epochs than the recipe's"
+    if any(number >= training.dataset.n_classes for point in course.curves for number in point.unsupported):
+        yield "curves that tell of classes which the dataset does not have"
+
+
+def check_made_alike(finished: Mapping[Tuning, Kept]) -> None:
+    """See that HPM and the controls beside it were made by the same software in the same way.
+
+    Raises:
+        UsageProblem: they were not, and their difference may not be HPM's.
+    """
+    ways = {tuning.name: _way(kept.course) for tuning, kept in finished.items()}
+    (first, way), *others = ways.items()
+    otherwise = [name for name, other in others if other != way]
+    if otherwise:
+        raise UsageProblem(
+            wanted="HPM and its controls fine-tuned in one precision, on one kind of device, by the same versions",
+            got=f"{', '.join(otherwise)} made otherwise than {first}",
+            next_step="fine-tune all of them on one machine with --controls; or try each by itself with --control",
+        )
+
+
+def _way(course: FineTuning) -> Sequence[object]:
+    made = course.made
+    assert made is not None
+    return made.precision, made.device, made.versions

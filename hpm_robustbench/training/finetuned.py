@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ from hpm_robustbench.training.kept import (
     Finetuned,
     Trained,
     asked,
+    differences,
     folders_of,
     read_finished,
     restored,
@@ -72,6 +74,7 @@ def finetune_once(
         UsageProblem: no training images or no budget to train with, or not even one image fits into memory; or nothing
             is finished that could be read.
         Diverged: NaN or Inf; the last good checkpoint is kept.
+        IntegrityError: what is finished does not hold together.
         StorageProblem: the folder cannot be written.
     """
     lesson = replace(
@@ -87,7 +90,7 @@ def finetune_once(
         if compute is None:
             raise _unfinished(model, tuning, folder)
         if not (folder / "checkpoint.safetensors").exists():
-            _tell_of_others(place, model, tuning)
+            _tell_of_others(lesson, folders_of(model, tuning, place))
         write_finished(folder, model, lesson, key, _train(lesson, folder, key, compute))
         # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
         finished = _read(folder, lesson, key)
@@ -97,11 +100,16 @@ def finetune_once(
     return finished
 
 
-def _tell_of_others(place: Path, model: str, tuning: Tuning) -> None:
+def _tell_of_others(lesson: Lesson, folders: Sequence[Path]) -> None:
     """Whoever moved a folder to another machine should not wait for a second training without knowing why."""
-    for other in folders_of(model, tuning, place):
-        told = "is of another seed, budget, knob, image, weight, software or kind of machine; training anew"
-        log.info("the finished training in %s %s (hpm-bench run --finetuned %s takes it as it is)", other, told, place)
+    wanted = asked(lesson)
+    for folder in folders:
+        differs = differences(wanted, folder)
+        if differs:
+            log.info("training anew: the finished one in %s differs in %s", folder, " and ".join(differs))
+        else:
+            way = f"hpm-bench run --finetuned {folder.parent} takes it as it is"
+            log.info("training anew: the finished one in %s is of other software or another machine; %s", folder, way)
 
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Trained:
@@ -126,16 +134,21 @@ def _made(loop: Loop) -> Made:
         compiled=loop.position.compiled,
         folded=loop.folded is not None,
         threads=torch.get_num_threads(),
-        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy")},
+            "hpm-robustbench": f"{version('hpm-robustbench')} ({code_sha256(*CODE)[:8]})",
+        },
     )
 
 
 def _unfinished(model: str, tuning: Tuning, folder: Path) -> UsageProblem:
-    asked = shlex.join(tuning.options)
+    options = shlex.join(tuning.options)
     return UsageProblem(
         wanted=f"a fine-tuned {model} in {folder}",
         got="none that is whole, and nothing is trained here",
-        next_step=f"repeat the hpm-bench run with {asked} that tried it; or name its folder with --output",
+        next_step=f"repeat the hpm-bench run with {options} that tried it; or name its folder with --output, or with "
+        "--finetuned if another machine has made it",
     )
 
 

@@ -18,9 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
+from hpm_robustbench.memory import is_of_memory
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.training.learner import Learner
-from hpm_robustbench.training.memory import is_of_memory
 from hpm_robustbench.training.parts import Embed
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ curves.svg                loss and accuracy by epoch
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,6 +27,7 @@ from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Made, Point
 from hpm_robustbench.state_dict import load_into
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
+from hpm_robustbench.training.header import read_facts
 from hpm_robustbench.training.learner import trainable
 from hpm_robustbench.training.loop import Lesson, Result
 from hpm_robustbench.training.recipe import Tuning
@@ -76,7 +77,7 @@ class Trained(NamedTuple):
 
 
 def asked(lesson: Lesson) -> dict[str, Any]:
-    """What a person asked for, by topic; the same on every machine and for every version of this program."""
+    """What a person asked for, by topic; the same on every machine, and for every version that has the same knobs."""
     classifier, threat = lesson.classifier, lesson.threat.to_json()
     return {
         "weights of the base model": [state_sha256(classifier.backbone, classifier.fc), sorted(lesson.fixed)],
@@ -85,6 +86,14 @@ def asked(lesson: Lesson) -> dict[str, Any]:
         "budget": [threat["norm"], threat["eps_exact"]],
         "recipe, knobs or seed": lesson.tuning.to_json(),
     }
+
+
+def differences(wanted: Mapping[str, Any], folder: Path) -> list[str]:
+    """Topics in which a finished training was asked for something else; no tensor is loaded."""
+    told = (read_facts(folder / _CLASSIFIER) or {}).get("asked")
+    if not isinstance(told, dict):
+        return ["version of this program, which did not yet write down what it was asked for"]
+    return [topic for topic, value in wanted.items() if told.get(topic) != value]
 
 
 def read_finished(folder: Path, key: str) -> Saved | None:
@@ -99,21 +108,26 @@ def restored(folder: Path, lesson: Lesson, saved: Saved) -> Finetuned:
         IntegrityError: it is not one of this model, or its numbers are none.
     """
     classifier = trainable(lesson.classifier, lesson.tuning.defence(lesson.classifier.config))
+    own = classifier.state_dict()
+    for name, tensor in saved.tensors.items():
+        if name in own and tensor.dtype != own[name].dtype:
+            raise broken(folder, f"{name} in {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise broken(folder, f"NaN or Inf in {name}")
     load_into(classifier, saved.tensors, str(folder))
-    if not all(tensor.isfinite().all() for tensor in classifier.state_dict().values()):
-        raise _broken(folder, "NaN or Inf in its tensors")
     try:
-        course = _Told.model_validate({name: saved.facts.get(name) for name in _Told.model_fields})
+        told = _Told.model_validate({name: saved.facts.get(name) for name in _Told.model_fields})
     except ValidationError as error:
-        raise _broken(folder, first_problem(error)) from error
-    return Finetuned(_course(lesson, course.curves, course.made), folder, classifier.freeze())
+        raise broken(folder, first_problem(error)) from error
+    return Finetuned(_course(lesson, told.curves, told.made), folder, classifier.freeze())
 
 
-def _broken(folder: Path, got: str) -> IntegrityError:
+def broken(folder: Path, got: str) -> IntegrityError:
+    """What to say of a folder that agrees with its own checksum, and not with what it should hold."""
     return IntegrityError(
-        wanted=f"finite tensors of a finished fine-tuning in {folder}, and its curves",
+        wanted=f"what a fine-tuning of this model has left, in {folder}",
         got=got,
-        next_step="bring it again from where it was made, or train it here",
+        next_step="bring it again from where it was made; or take it away and train anew",
     )
 
 

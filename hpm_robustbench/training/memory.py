@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 
 from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.memory import is_of_memory
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 
 
 def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
@@ -39,9 +39,3 @@ def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
         log.warning("out of memory; from now on %d images at once, inside the same batch", at_once)
-
-
-def is_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has ended, in the words of an accelerator, its libraries or a CPU."""
-    told = str(error).casefold()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in told for text in _MESSAGES)

@@ -7,11 +7,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from click.testing import CliRunner
 
 from hpm_robustbench.case import fine_tune, prepare
+from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import IntegrityError, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.config import HPMConfig
@@ -22,10 +26,11 @@ from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.compute import Compute
-from hpm_robustbench.training.elsewhere import take_finished
+from hpm_robustbench.training.elsewhere import check_made_alike, take_finished
 from hpm_robustbench.training.finetuned import finetune_once
 from hpm_robustbench.training.kept import Finetuned
-from hpm_robustbench.training.recipe import Tuning, find_recipe
+from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
+from hpm_robustbench.training.status import trainings
 from hpm_robustbench.zoo.builtin import builtin_specs
 
 LINF = ThreatModel.parse("Linf", "0.1")
@@ -59,18 +64,19 @@ def test_it_is_taken_bit_for_bit_and_said_to_be_from_elsewhere(
     assert not any(parameter.requires_grad for parameter in taken.classifier.parameters())
     assert taken.course.reports == [
         *elsewhere.course.reports,
-        "The fine-tuning was taken as it was found: where it was tried, nobody trained or checked it.",
+        "The fine-tuning was taken as it was found: this trial neither made it nor saw how it was made.",
     ]
-    assert replace(taken, course=elsewhere.course).course.made == taken.course.made
+    assert taken.course.made == elsewhere.course.made is not None
+    assert "hpm-robustbench" in taken.course.made.versions
 
 
 def test_what_was_trained_for_something_else_is_refused_and_told(
     wrapped, digits, tuning: Tuning, elsewhere: Finetuned
 ) -> None:
     def refused(model=wrapped, images=digits, threat=LINF, asked=tuning) -> str:
-        with pytest.raises(UsageProblem, match=f"{elsewhere.folder.name}, of another ") as refusal:
+        with pytest.raises(UsageProblem, match=f"{elsewhere.folder.name}, which differs in ") as refusal:
             take_finished("Small", model, images, threat, asked, elsewhere.folder.parent)
-        return refusal.value.got.rpartition("of another ")[2]
+        return refusal.value.got.rpartition("which differs in ")[2]
 
     other = copy.deepcopy(wrapped.base)
     with torch.no_grad():
@@ -87,7 +93,7 @@ def test_what_was_trained_for_something_else_is_refused_and_told(
 def test_two_that_fit_are_not_chosen_between(wrapped, digits, tuning: Tuning, elsewhere: Finetuned) -> None:
     place = elsewhere.folder.parent
     own = finetune_once("Small", wrapped, digits, LINF, tuning, place, Compute())
-    with pytest.raises(UsageProblem, match=r"2: Small_.*move all but one away"):
+    with pytest.raises(UsageProblem, match=r"2 that fit: Small_.*move all but one away"):
         take_finished("Small", wrapped, digits, LINF, tuning, place)
     shutil.rmtree(elsewhere.folder)
     assert take_finished("Small", wrapped, digits, LINF, tuning, place).folder == own.folder
@@ -103,7 +109,7 @@ def test_a_folder_that_holds_none_is_refused(
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UsageProblem, match="got none"):
+    with pytest.raises(UsageProblem, match="not whole or not what its name says"):
         take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
 
 
@@ -116,15 +122,39 @@ def spoiled(change: Callable[[Saved], None], folder: Path) -> None:
     write_saved(file, saved)
 
 
+def tensor(name: str, value: Any) -> Callable[[Saved], None]:
+    return lambda saved: saved.tensors[name].fill_(value)
+
+
+def fact(name: str, value: Any) -> Callable[[Saved], None]:
+    return lambda saved: saved.facts.update({name: value})
+
+
+def made(name: str, value: Any) -> Callable[[Saved], None]:
+    return lambda saved: saved.facts["made"].update({name: value})
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda saved: saved.tensors["fc.weight"].fill_(float("nan")), "NaN or Inf"),
+        (tensor("fc.weight", float("nan")), "NaN or Inf in fc.weight"),
         (lambda saved: saved.tensors.update({"fc.weight": torch.zeros(3)}), "fc.weight"),
+        (
+            lambda saved: saved.tensors.update({"fc.bias": saved.tensors["fc.bias"].double()}),
+            "fc.bias in torch.float64",
+        ),
         (lambda saved: saved.tensors.pop("prototypes"), "prototypes"),
-        (lambda saved: saved.facts.update(curves=[]), "curves"),
-        (lambda saved: saved.facts.update(curves=[{"epoch": -1}]), r"curves\.0\.epoch"),
-        (lambda saved: saved.facts.pop("made"), "'made'"),
+        (tensor("backbone.1.running_mean", 0.5), "another backbone.1.running_mean than the base model's"),
+        (tensor("beta", 0.25), "another beta"),
+        (tensor("tau", -1.0), "another tau"),
+        (fact("curves", []), "curves"),
+        (fact("curves", [{"epoch": -1}]), r"curves\.0\.epoch"),
+        (fact("curves", [{"epoch": 0}]), "other epochs"),
+        (fact("curves", [{"epoch": 0}, {"epoch": 1, "unsupported": [10]}]), "classes which the dataset does not have"),
+        (fact("made", None), "'made'"),
+        (made("trained_on", 10**9), "trained_on 1000000000 where it is 144"),
+        (made("fingerprint", "0" * 64), "fingerprint 000"),
+        (made("split", "test"), "split test where it is train"),
     ],
 )
 def test_what_does_not_hold_together_is_refused(
@@ -133,6 +163,55 @@ def test_what_does_not_hold_together_is_refused(
     spoiled(change, elsewhere.folder)
     with pytest.raises(IntegrityError, match=told):
         take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "control", "name", "refused"),
+    [
+        ("prototypes", None, "backbone.0.weight", True),
+        ("prototypes", None, "fc.weight", True),
+        ("head", None, "backbone.0.weight", True),
+        ("head", None, "beta", False),
+        ("head", Control.STATIC, "beta", True),
+        ("head", Control.FC, "tau", False),  # fitted to the images, with other last bits elsewhere
+    ],
+)
+def test_what_a_recipe_leaves_alone_has_to_be_the_base_models(
+    wrapped, digits, tmp_path: Path, recipe: str, control: Control | None, name: str, refused: bool
+) -> None:
+    short = find_recipe(recipe).with_knobs({} if recipe == "prototypes" else {"epochs": 1})
+    asked = Tuning(short, control)
+    trained = finetune_once("Small", wrapped, digits, LINF, asked, tmp_path, Compute())
+    assert take_finished("Small", wrapped, digits, LINF, asked, tmp_path).folder == trained.folder
+    spoiled(tensor(name, 0.75), trained.folder)
+    if not refused:
+        assert (
+            take_finished("Small", wrapped, digits, LINF, asked, tmp_path).classifier.state_dict()[name] == 0.75
+        ).all()
+        return
+    with pytest.raises(IntegrityError, match=f"another {name}"):
+        take_finished("Small", wrapped, digits, LINF, asked, tmp_path)
+
+
+def test_metadata_that_is_nested_too_deeply_is_nothing(
+    wrapped, digits, tuning: Tuning, elsewhere: Finetuned, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = elsewhere.folder / "classifier.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, file, metadata={"facts": "[" * 100_000})
+    assert read_saved(file, elsewhere.folder.name[-16:]) is None
+    assert "ignoring" in caplog.text
+    assert trainings(elsewhere.folder.parent) == []
+    with pytest.raises(UsageProblem, match="did not yet write down"):
+        take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
+
+
+def test_hpm_and_its_controls_have_to_be_made_alike(elsewhere: Finetuned, tuning: Tuning) -> None:
+    kept, control = elsewhere.kept, replace(tuning, control=Control.FC)
+    check_made_alike({tuning: kept, control: kept})
+    assert kept.course.made is not None
+    on_gpu = kept.course.model_copy(update={"made": kept.course.made.model_copy(update={"device": "cuda"})})
+    with pytest.raises(UsageProblem, match=f"got {control.name} made otherwise than {tuning.name}"):
+        check_made_alike({tuning: kept, control: replace(kept, course=on_gpu)})
 
 
 def test_one_that_does_not_say_what_it_was_asked_for_is_refused(
@@ -164,3 +243,24 @@ def test_a_trial_of_it_and_its_controls_trains_nothing(tmp_path: Path, monkeypat
 def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="add --recipe"):
         RunOptions(finetuned=tmp_path)
+
+
+def test_the_commands_take_it_where_they_would_train_or_refuse(tmp_path: Path) -> None:
+    """Under a budget that breaks everything at the first step, so that it takes seconds."""
+    budget = ["--threat-model", "Linf", "--eps", "1/2", "--recipe", "head", "--tune", "epochs=1"]
+    here, brought = ["--output", str(tmp_path / "here")], ["--finetuned", str(tmp_path / "there" / "finetuned")]
+    few = ["--n-ex", "4", *budget]
+
+    def ask(*command: str) -> str:
+        answer = CliRunner().invoke(cli, command, obj=command, catch_exceptions=False)
+        assert answer.exit_code == 0
+        return answer.output
+
+    ask("finetune", *few, "--output", str(tmp_path / "there"))
+    options = [*few, "--batch-size", "4", "--batching", "solo", "--workers", "1", *here, "--keep-images"]
+    assert "taken as it was found" in ask("run", *options, *brought)
+    assert not (tmp_path / "here" / "finetuned").exists()
+    for command in (["run", *options, "--verify"], ["push", *budget, "--repo", "me/it", "--dry-run", *here]):
+        with pytest.raises(UsageProblem, match="or with --finetuned if another machine has made it"):
+            ask(*command)
+        assert ask(*command, *brought)

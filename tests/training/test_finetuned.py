@@ -74,7 +74,7 @@ def test_a_checkpoint_that_a_kill_left_beside_a_finished_classifier_is_taken_awa
 
 
 def test_whoever_trains_again_is_told_of_what_is_there(
-    wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuning = Tuning(quick.with_knobs({"epochs": 1, "attack_steps": 0}))
     first = finetuned(wrapped, digits, tuning, tmp_path).folder
@@ -83,8 +83,12 @@ def test_whoever_trains_again_is_told_of_what_is_there(
         finetuned(wrapped, digits, tuning, tmp_path)
         assert "training anew" not in caplog.text
         finetuned(wrapped, digits.head(150), tuning, tmp_path)
-    assert f"the finished training in {first} is of another seed, budget" in caplog.text
-    assert caplog.text.count("training anew") == 1
+        assert f"training anew: the finished one in {first} differs in training images" in caplog.text
+        assert caplog.text.count("training anew") == 1
+        monkeypatch.setattr(finetuned_module, "code_sha256", lambda *_: "of another version")
+        finetuned(wrapped, digits, tuning, tmp_path)
+    told = f"{first} is of other software or another machine; hpm-bench run --finetuned {tmp_path} takes it as it is"
+    assert told in caplog.text
 
 
 def test_what_a_models_authors_fixed_stays_fixed(wrapped, digits, quick, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import torch
 
 from hpm_robustbench.attacks.ball import Ball
 from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.memory import is_of_memory
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.inner import attacked
 from hpm_robustbench.training.learner import Learner, trainable
-from hpm_robustbench.training.memory import fitting, is_of_memory
+from hpm_robustbench.training.memory import fitting
 from hpm_robustbench.training.objective import Objective
 from hpm_robustbench.training.parts import backward
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
