@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpm_robustbench.commands import options
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import InvalidInput, UsageProblem
+
+if TYPE_CHECKING:
+    from hpm_robustbench.ledger.card_schema import ModelCard
 
 
 @click.group()
@@ -20,12 +24,10 @@ def card() -> None:
 @click.argument("paths", nargs=-1, required=True, type=options.a_path)
 def validate(paths: Sequence[Path]) -> None:
     """Check that each file is a valid card, all of them before it fails."""
-    from hpm_robustbench.ledger.model_card import read_card
-
     bad = []
     for path in paths:
         try:
-            click.echo(f"{path}: {read_card(path).name}: valid")
+            click.echo(f"{path}: {_valid(path).name}: valid")
         except InvalidInput as error:
             bad.append(path)
             click.echo(f"{path}: {error}")
@@ -35,6 +37,24 @@ def validate(paths: Sequence[Path]) -> None:
             got=f"{len(bad)} that are not: {', '.join(map(str, bad))}",
             next_step="correct them as their lines say",
         )
+
+
+def _valid(path: Path) -> ModelCard:
+    """A card whose definition of HPM is one, too: what the ledger writes down is not for it to understand."""
+    from hpm_robustbench.hpm.config import HPMConfig
+    from hpm_robustbench.ledger.model_card import read_card
+
+    found = read_card(path)
+    knobs: dict[str, Any] = {} if found.hpm_bench is None else found.hpm_bench.knobs
+    try:
+        HPMConfig(**knobs)
+    except (UsageProblem, TypeError) as error:
+        raise InvalidInput(
+            wanted=f"a definition of HPM that this version knows in {path}",
+            got=str(error),
+            next_step="correct its knobs, or install the version of hpm-robustbench that wrote it",
+        ) from error
+    return found
 
 
 @card.command("rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -320,6 +321,18 @@ def test_every_card_is_looked_at_before_one_that_is_not_valid_is_told(tmp_path: 
     assert f"2 that are not: {paths[0]}, {paths[2]}" in str(done.exception)
     alone = CliRunner().invoke(cli, ["card", "validate", str(good)], obj=[])
     assert (alone.exit_code, alone.stdout.strip()) == (0, valid)
+
+
+@pytest.mark.parametrize(("knob", "value", "told"), [("beta", 7, "beta in [0, 1]"), ("gamma", 1, "gamma")])
+def test_a_card_of_another_defence_is_not_valid(tmp_path: Path, knob: str, value: float, told: str) -> None:
+    card = json.loads((Path(__file__).parents[2] / "model_cards/mnist/Linf/MnistLeNet5-Standard.json").read_text())
+    path = tmp_path / "card.json"
+    for knobs, code in (({}, 0), ({knob: value}, InvalidInput.exit_code)):
+        card["hpm_bench"]["defence"].update(knobs)
+        path.write_text(json.dumps(card))
+        done = CliRunner().invoke(cli, ["card", "validate", str(path)], obj=[])
+        assert getattr(done.exception, "exit_code", done.exit_code) == code
+        assert (told in done.stdout) == bool(knobs)
 
 
 def test_a_published_model_is_named_with_its_revision() -> None:
