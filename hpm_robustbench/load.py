@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,19 +89,14 @@ def wrap(
         fit(classifier, training.images, training.labels, batch_size)
     else:
         fit_once(classifier, training, batch_size, keep)
+    known = {id(parameter) for parameter in fixed}
     return Wrapped(
         classifier,
         nn.Sequential(parts.backbone, parts.fc).eval(),
         f"{config.init} of {len(training)} {training.split} images of {training.dataset.name}",
         about,
-        fixed=_names(fixed, parts),
+        fixed=frozenset(name for name, parameter in classifier.named_parameters() if id(parameter) in known),
     )
-
-
-def _names(parameters: Sequence[nn.Parameter], parts: Split) -> frozenset[str]:
-    known = {id(parameter) for parameter in parameters}
-    named = nn.ModuleDict({"backbone": parts.backbone, "fc": parts.fc}).named_parameters()
-    return frozenset(name for name, parameter in named if id(parameter) in known)
 
 
 @full_precision_kernels()

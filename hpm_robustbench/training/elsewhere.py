@@ -26,6 +26,7 @@ from hpm_robustbench.training.kept import (
     read_finished,
     restored,
 )
+from hpm_robustbench.training.learner import learned_names
 from hpm_robustbench.training.loop import Lesson
 from hpm_robustbench.training.recipe import Tuning
 
@@ -88,13 +89,7 @@ def _refused(model: str, tuning: Tuning, place: Path, got: str) -> UsageProblem:
 def _in_tensors(lesson: Lesson, taken: HPMClassifier) -> Iterator[str]:
     """What a training by this recipe cannot have left."""
     learned, before = lesson.tuning.learned, lesson.classifier
-    learns = {
-        f"{part}.{name}"
-        for part, module in {"backbone": before.backbone, "fc": before.fc}.items()
-        for name, _ in module.named_parameters()
-        if part in learned
-    } - lesson.fixed
-    tensors = taken.state_dict()
+    learns, tensors = learned_names(before, learned, lesson.fixed), taken.state_dict()
     for name, tensor in before.state_dict().items():
         if name.startswith(("backbone.", "fc.")) and name not in learns and not tensor.equal(tensors[name]):
             yield f"another {name} than the base model's, which the recipe leaves alone"

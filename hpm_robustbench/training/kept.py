@@ -15,7 +15,6 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
-from torch import nn
 
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.identity import state_sha256
@@ -163,8 +162,8 @@ def _course(lesson: Lesson, curves: Sequence[Point], made: Made) -> FineTuning:
         whose = "held-out training images, which the base model may have been trained on,"
         reports.append(f"On {whose} clean accuracy fell {fallen}, by more than {bound:.2%}.")
     if lesson.fixed:
-        parts = {"backbone": lesson.classifier.backbone, "fc": lesson.classifier.fc}
-        sizes = {name: parameter.numel() for name, parameter in nn.ModuleDict(parts).named_parameters()}
+        parameters = lesson.classifier.named_parameters()
+        sizes = {name: parameter.numel() for name, parameter in parameters if name not in ("tau", "beta")}
         still = sum(sizes[name] for name in lesson.fixed)
         reports.append(f"{still:,} of {sum(sizes.values()):,} parameters stay as the model's authors fixed them.")
     there = lesson.training.cut_from

@@ -16,6 +16,12 @@ from hpm_robustbench.hpm.prototypes import ema_update
 from hpm_robustbench.shapes import ClassPrototypes, Images, Labels, Logits
 
 
+def learned_names(classifier: HPMClassifier, learned: Collection[str], fixed: Collection[str] = ()) -> set[str]:
+    """Parameters of a classifier that change where these parts learn; tau does not, for its logarithm does."""
+    names = {name for name, _ in classifier.named_parameters(remove_duplicate=False)}
+    return {name for name in names if name.partition(".")[0] in learned} - {*fixed, "tau"}
+
+
 class Learner(nn.Module):
     """A trainable copy of a classifier, always in eval mode: normalisation layers keep their statistics.
 
@@ -40,10 +46,9 @@ class Learner(nn.Module):
     def free(self, learned: Collection[str], fixed: Collection[str] = ()) -> None:
         """Let exactly the named parts learn, without what is fixed in them; all else costs no gradient."""
         self.eval().requires_grad_(False)
-        for part, module in {"backbone": self.classifier.backbone, "fc": self.classifier.fc}.items():
-            for name, parameter in module.named_parameters(prefix=part):
-                parameter.requires_grad_(part in learned and name not in fixed)
-        self.classifier.beta.requires_grad_("beta" in learned)
+        names = learned_names(self.classifier, learned, fixed)
+        for name, parameter in self.classifier.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(name in names)
         self.log_tau.requires_grad_("tau" in learned)
 
     def train(self, mode: bool = True) -> Learner:
