@@ -14,12 +14,13 @@ from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import HPMClassifier as Defence
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.contents import contents
+from hpm_robustbench.hub.description import CONFIG
 from hpm_robustbench.hub.found import find
 from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.publication import Wish, gather
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means, answer_in, restore
-from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.ledger.atomic import write_all
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.shapes import ClassPrototypes
 from hpm_robustbench.state_dict import read_state_dict
@@ -78,8 +79,7 @@ class HPMClassifier(Defence):
             StorageProblem: the folder cannot be written.
         """
         files = contents(self, self.origin, include_backbone=include_backbone, means=means)
-        for name in reversed(files):  # the description last: a folder that has one is whole
-            write_atomic(Path(folder) / name, files[name])
+        write_all(Path(folder), files, last=CONFIG)
 
     def push_to_hub(
         self,

@@ -16,7 +16,7 @@ from hpm_robustbench.hub.publication import Publication, Wish, compose
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.samples import publish_samples
-from hpm_robustbench.ledger.atomic import make_folder, write_atomic
+from hpm_robustbench.ledger.atomic import make_folder, write_all
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
 from hpm_robustbench.run_options import RunOptions
@@ -84,9 +84,7 @@ def write_publication(publication: Publication, folder: Path) -> Path:
         _check_nothing_else(path, files)
     for path, files in parts.items():
         make_folder(path, "--folder")
-        (path / CONFIG).unlink(missing_ok=True)  # until all else is written: a folder that has one is whole
-        for name in sorted(files, key=lambda name: name == CONFIG):
-            write_atomic(path / name, files[name])
+        write_all(path, files, last=CONFIG)
     return folder / publication.repo
 
 

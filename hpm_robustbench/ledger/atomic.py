@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpm_robustbench.errors import StorageProblem
@@ -46,6 +47,20 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_all(folder: Path, files: Mapping[str, bytes], *, last: str) -> None:
+    """Write files so that a folder that has ``last`` is whole, even after a crash: an old one is taken away first.
+
+    Raises:
+        StorageProblem: the folder cannot be written or the disk is full.
+    """
+    try:
+        (folder / last).unlink(missing_ok=True)
+    except OSError as error:
+        raise _problem(folder / last, error) from error
+    for name in sorted(files, key=lambda name: name == last):
+        write_atomic(folder / name, files[name])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.classifier import HPMClassifier
 from hpm_robustbench.hub.origin import Origin, base_spec
+from hpm_robustbench.ledger import atomic
 from hpm_robustbench.load import wrap
 from hpm_robustbench.threat import Batching, Dataset
 from hpm_robustbench.training.recipe import RECIPES, Control, Tuning, find_recipe
@@ -272,3 +273,18 @@ def test_the_classifier_has_its_name_at_the_front_door():
     assert made().origin.images == Dataset("digits", 10, (1, 8, 8))
     with pytest.raises(AttributeError, match="no attribute 'HPMclassifier'"):
         _ = hpm_robustbench.HPMclassifier
+
+
+def test_a_folder_that_is_written_again_has_a_description_only_when_it_is_whole(tmp_path, monkeypatch):
+    made().save_pretrained(tmp_path)
+    write = atomic.write_atomic
+
+    def killed_at_the_description(path, content):
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(atomic, "write_atomic", killed_at_the_description)
+    with pytest.raises(KeyboardInterrupt):
+        made().save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
