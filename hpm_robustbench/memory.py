@@ -37,6 +37,6 @@ def enough_memory(batch_size: int, option: str = "--batch-size") -> Iterator[Non
         raise UsageProblem(
             wanted=f"memory for {batch_size} images at a time",
             got=next(iter(str(error).splitlines()), type(error).__name__),
-            next_step="free some, on a CPU with fewer --workers, and run the same command again, which continues; or "
-            f"let hpm-bench run take fewer at a time with {option}, which its card tells and which begins a trial anew",
+            next_step="free some (on a CPU: fewer --workers) and repeat the command, which continues; or give "
+            f"hpm-bench run a smaller {option}, which starts a new trial",
         ) from error

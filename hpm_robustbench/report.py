@@ -149,7 +149,7 @@ def _beside_controls(bench: HpmBench) -> str:
         ],
     )
     credited = any(control.control == "fc" for control in bench.controls)
-    missing = "C1 has not been tried, so no gain can be credited to HPM; --controls tries it."
+    missing = "C1 is not on this card, so no gain can be credited to HPM; --controls puts it there."
     return "\n\n".join([*([table] if bench.controls else []), *([] if credited else [missing])])
 
 

@@ -48,13 +48,19 @@ def _valid(path: Path) -> ModelCard:
     knobs: dict[str, Any] = {} if found.hpm_bench is None else found.hpm_bench.knobs
     try:
         HPMConfig(**knobs)
-    except (UsageProblem, TypeError) as error:
-        raise InvalidInput(
-            wanted=f"a definition of HPM that this version knows in {path}",
-            got=str(error),
-            next_step="correct its knobs, or install the version of hpm-robustbench that wrote it",
-        ) from error
+    except UsageProblem as error:
+        raise _strange(path, f"{error.got} where it wants {error.wanted}") from error
+    except (TypeError, OverflowError) as error:  # a knob that nobody knows, or a number beyond any
+        raise _strange(path, str(error)) from error
     return found
+
+
+def _strange(path: Path, got: str) -> InvalidInput:
+    return InvalidInput(
+        wanted=f"a definition of HPM that this version knows in {path}",
+        got=got,
+        next_step="correct its knobs, or install the version of hpm-robustbench that wrote it",
+    )
 
 
 @card.command("rows")

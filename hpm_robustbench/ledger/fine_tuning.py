@@ -8,6 +8,8 @@ from pydantic import Field
 
 from hpm_robustbench.ledger.card_block import Block, Count, Sha256
 
+Word = Annotated[str, Field(pattern=r"^[ -~]{1,80}$")]
+"""Text that is printable wherever a card is shown, and short."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -45,17 +47,17 @@ class Made(Block):
         versions: of what computed it.
     """
 
-    split: str
+    split: Word
     fingerprint: Sha256
     trained_on: Count
     held_out: Count
-    precision: str
-    device: str
+    precision: Word
+    device: Word
     at_once: Count
     compiled: bool
     folded: bool
     threads: Count
-    versions: dict[str, str]
+    versions: dict[Word, Word]
 
 
 class FineTuning(Block):

@@ -82,7 +82,7 @@ def in_words(verdict: Verdict, bench: HpmBench) -> str:
     if outcome(verdict.test) != "helps":
         return f"undecided, as far as {counted(verdict.n, 'image')} can tell"
     fc = bench.fc(verdict.batching)
-    than_c1 = f"not than C1 ({p_value(fc.p_value)})" if fc else "C1 has not been tried"
+    than_c1 = f"not than C1 ({p_value(fc.p_value)})" if fc else "C1 is not on this card"
     than_base = f"better than the base model ({p_value(verdict.p_value)})"
     return f"undecided, {than_base}, but {than_c1}; no gain is credited to HPM"
 

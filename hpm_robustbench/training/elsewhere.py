@@ -1,11 +1,11 @@
 """A fine-tuning that another machine has finished, taken as it is: nobody trains the same thing a second time.
 
-How it was made is its folder's word. What it claims is held against all that is known here without training.
+How it was made is its folder's word. What it claims is held against the model, the images and the recipe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from hpm_robustbench.training.learner import learned_names
 from hpm_robustbench.training.loop import Lesson
 from hpm_robustbench.training.recipe import Tuning
 
+_ROUNDING = 1e-2
+"""Share by which class means may differ between devices and precisions."""
 _TOLD = "The fine-tuning was taken as it was found: this trial neither made it nor saw how it was made."
 
 
@@ -96,6 +98,8 @@ def _in_tensors(lesson: Lesson, taken: HPMClassifier) -> Iterator[str]:
     beta, tau, knob = taken.beta, taken.tau.item(), taken.config.tau
     if not ((beta >= 0) & (beta <= 1)).all() or ("beta" not in learned and not (beta == taken.config.beta).all()):
         yield "another beta than the recipe lets it have"
+    if not lesson.tuning.recipe.epochs and not taken.prototypes.allclose(before.prototypes, rtol=_ROUNDING):
+        yield "other prototypes than the class means, which the recipe leaves alone"
     if tau <= 0 or ("tau" not in learned and knob != "fit" and tau != taken.tau.new_tensor(knob).item()):
         yield "another tau than the recipe lets it have"
 
@@ -108,11 +112,15 @@ def _in_claims(lesson: Lesson, course: FineTuning) -> Iterator[str]:
     known = {"split": training.split, "fingerprint": training.fingerprint, "trained_on": learning, "held_out": held_out}
     for name, value in known.items():
         if getattr(made, name) != value:
-            yield f"{name} {getattr(made, name)} where it is {value}"
+            yield f"{name} {getattr(made, name)!r} where it is {value!r}"
     if [point.epoch for point in course.curves] != list(range(lesson.tuning.recipe.epochs + 1)):
         yield "curves of other epochs than the recipe's"
-    if any(number >= training.dataset.n_classes for point in course.curves for number in point.unsupported):
-        yield "curves that tell of classes which the dataset does not have"
+    for point in course.curves:
+        begun, known_classes = point.epoch > 0, range(training.dataset.n_classes)
+        if (point.loss is not None) != begun or (point.clean is not None) != (held_out > 0):
+            yield f"a loss or an accuracy in epoch {point.epoch} that nobody could measure there, or none"
+        if point.unsupported != [number for number in known_classes if begun and number in point.unsupported]:
+            yield f"classes in epoch {point.epoch} that the dataset does not have, or that nobody could count there"
 
 
 def check_made_alike(finished: Mapping[Tuning, Kept]) -> None:
@@ -121,18 +129,21 @@ def check_made_alike(finished: Mapping[Tuning, Kept]) -> None:
     Raises:
         UsageProblem: they were not, and their difference may not be HPM's.
     """
-    ways = {tuning.name: _way(kept.course) for tuning, kept in finished.items()}
-    (first, way), *others = ways.items()
-    otherwise = [name for name, other in others if other != way]
-    if otherwise:
-        raise UsageProblem(
-            wanted="HPM and its controls fine-tuned in one precision, on one kind of device, by the same versions",
-            got=f"{', '.join(otherwise)} made otherwise than {first}",
-            next_step="fine-tune all of them on one machine with --controls; or try each by itself with --control",
-        )
+    (first, way), *others = ((tuning.name, _way(kept.course)) for tuning, kept in finished.items())
+    for name, other in others:
+        both = sorted(way.keys() & other)
+        differing = [f"{topic} {way[topic]} and {other[topic]}" for topic in both if way[topic] != other[topic]]
+        if differing:
+            raise UsageProblem(
+                wanted="HPM and its controls fine-tuned in one precision, on one kind of device, by the same software",
+                got=f"{first} and {name} made otherwise: {', '.join(differing)}",
+                next_step="fine-tune all of them on one machine with --controls; or try each without --controls",
+            )
 
 
-def _way(course: FineTuning) -> Sequence[object]:
+def _way(course: FineTuning) -> dict[str, str]:
+    """What has a say in how the numbers come out, as far as it is told."""
     made = course.made
     assert made is not None
-    return made.precision, made.device, made.versions
+    told = {"precision": made.precision, "device": made.device, **made.versions}
+    return {topic: told[topic] for topic in ("precision", "device", "torch", "hpm-robustbench") if topic in told}

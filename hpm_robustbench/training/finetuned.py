@@ -90,7 +90,7 @@ def finetune_once(
         if compute is None:
             raise _unfinished(model, tuning, folder)
         if not (folder / "checkpoint.safetensors").exists():
-            _tell_of_others(lesson, folders_of(model, tuning, place))
+            _tell_of_others(lesson, [other for other in folders_of(model, tuning, place) if other != folder])
         write_finished(folder, model, lesson, key, _train(lesson, folder, key, compute))
         # What trained may lie in memory otherwise, or be compiled, and then answers with other last bits.
         finished = _read(folder, lesson, key)
@@ -108,8 +108,8 @@ def _tell_of_others(lesson: Lesson, folders: Sequence[Path]) -> None:
         if differs:
             log.info("training anew: the finished one in %s differs in %s", folder, " and ".join(differs))
         else:
-            way = f"hpm-bench run --finetuned {folder.parent} takes it as it is"
-            log.info("training anew: the finished one in %s is of other software or another machine; %s", folder, way)
+            told = "has other last bits, of another machine or version; hpm-bench run --finetuned %s takes it as it is"
+            log.info(f"training anew: the finished one in %s {told}", folder, folder.parent)
 
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Trained:

@@ -89,9 +89,12 @@ def asked(lesson: Lesson) -> dict[str, Any]:
 
 def differences(wanted: Mapping[str, Any], folder: Path) -> list[str]:
     """Topics in which a finished training was asked for something else; no tensor is loaded."""
-    told = (read_facts(folder / _CLASSIFIER) or {}).get("asked")
+    facts = read_facts(folder / _CLASSIFIER)
+    if facts is None:
+        return ["what can be read of it: nothing"]
+    told = facts.get("asked")
     if not isinstance(told, dict):
-        return ["version of this program, which did not yet write down what it was asked for"]
+        return ["the version that made it, which did not yet write down what was asked for"]
     return [topic for topic, value in wanted.items() if told.get(topic) != value]
 
 
@@ -109,8 +112,8 @@ def restored(folder: Path, lesson: Lesson, saved: Saved) -> Finetuned:
     classifier = trainable(lesson.classifier, lesson.tuning.defence(lesson.classifier.config))
     own = classifier.state_dict()
     for name, tensor in saved.tensors.items():
-        if name in own and tensor.dtype != own[name].dtype:
-            raise broken(folder, f"{name} in {tensor.dtype}")
+        if name not in own or tensor.dtype != own[name].dtype:
+            raise broken(folder, f"{name[:80]!r} in {tensor.dtype}")
         if not tensor.isfinite().all():
             raise broken(folder, f"NaN or Inf in {name}")
     load_into(classifier, saved.tensors, str(folder))

@@ -17,9 +17,13 @@ from hpm_robustbench.shapes import ClassPrototypes, Images, Labels, Logits
 
 
 def learned_names(classifier: HPMClassifier, learned: Collection[str], fixed: Collection[str] = ()) -> set[str]:
-    """Parameters of a classifier that change where these parts learn; tau does not, for its logarithm does."""
-    names = {name for name, _ in classifier.named_parameters(remove_duplicate=False)}
-    return {name for name in names if name.partition(".")[0] in learned} - {*fixed, "tau"}
+    """Parameters of a classifier that change where these parts learn; tau does not, for its logarithm does.
+
+    ``fixed`` may name one of several names of a parameter, as of a layer that is in a list as well.
+    """
+    named = dict(classifier.named_parameters(remove_duplicate=False))
+    still = {id(named[name]) for name in (*fixed, "tau")}
+    return {name for name, p in named.items() if name.partition(".")[0] in learned and id(p) not in still}
 
 
 class Learner(nn.Module):

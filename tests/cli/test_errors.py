@@ -323,7 +323,10 @@ def test_every_card_is_looked_at_before_one_that_is_not_valid_is_told(tmp_path: 
     assert (alone.exit_code, alone.stdout.strip()) == (0, valid)
 
 
-@pytest.mark.parametrize(("knob", "value", "told"), [("beta", 7, "beta in [0, 1]"), ("gamma", 1, "gamma")])
+@pytest.mark.parametrize(
+    ("knob", "value", "told"),
+    [("beta", 7, "got 7 where it wants beta in [0, 1]"), ("gamma", 1, "gamma"), ("beta", 10**400, "too large")],
+)
 def test_a_card_of_another_defence_is_not_valid(tmp_path: Path, knob: str, value: float, told: str) -> None:
     card = json.loads((Path(__file__).parents[2] / "model_cards/mnist/Linf/MnistLeNet5-Standard.json").read_text())
     path = tmp_path / "card.json"

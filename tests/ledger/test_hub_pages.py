@@ -72,7 +72,7 @@ def tuned(spec, make_tuned_card):
 
 
 C1 = "After the same fine-tuning"
-NOT_TRIED = "C1, the FC head alone after the same fine-tuning, has not been tried: no gain can be credited to HPM."
+NOT_TRIED = "C1, the FC head alone after the same fine-tuning, is not on this card: no gain can be credited to HPM."
 
 
 def test_a_fine_tuned_verdict_tells_of_the_comparison_that_it_rests_on(golden_cards):
@@ -101,7 +101,7 @@ def test_a_fine_tuned_verdict_tells_of_the_comparison_that_it_rests_on(golden_ca
 def test_without_c1_no_gain_is_credited_and_the_page_does_not_deny_one(controls, tuned):
     bench, page = tuned(controls)
     assert {verdict.verdict for verdict in bench.verdicts} == {"undecided"}
-    credited = "but C1 has not been tried; no gain is credited to HPM.**"
+    credited = "but C1 is not on this card; no gain is credited to HPM.**"
     assert page.count(credited) == page.count(NOT_TRIED) == 2
     assert "does not help" not in page and C1 not in page
 

@@ -170,7 +170,7 @@ def test_its_page_shows_base_every_control_and_hpm(spec, make_tuned_card, tmp_pa
 def test_without_c1_page_and_terminal_say_that_nothing_is_credited(spec, make_tuned_card, tmp_path, read_html):
     card = make_tuned_card(spec, PLAIN, controls={"static": 0.3})
     page = page_of([card], tmp_path, read_html, card.hpm_bench.model_id)
-    assert "HPM SOLO: undecided, better than the base model (p < 0.001), but C1 has not been tried; no" in page.text
+    assert "HPM SOLO: undecided, better than the base model (p < 0.001), but C1 is not on this card; no" in page.text
     assert page.text.count("no gain can be credited to HPM") == 4
     assert "C1 not tried" in read_html(tmp_path / "board/index.html").text
     assert "no gain can be credited to HPM" in render_card(card)

@@ -26,7 +26,7 @@ from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
 from hpm_robustbench.training.compute import Compute
-from hpm_robustbench.training.elsewhere import check_made_alike, take_finished
+from hpm_robustbench.training.elsewhere import take_finished
 from hpm_robustbench.training.finetuned import finetune_once
 from hpm_robustbench.training.kept import Finetuned
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
@@ -141,20 +141,32 @@ def made(name: str, value: Any) -> Callable[[Saved], None]:
         (lambda saved: saved.tensors.update({"fc.weight": torch.zeros(3)}), "fc.weight"),
         (
             lambda saved: saved.tensors.update({"fc.bias": saved.tensors["fc.bias"].double()}),
-            "fc.bias in torch.float64",
+            "'fc.bias' in torch.float64",
         ),
         (lambda saved: saved.tensors.pop("prototypes"), "prototypes"),
+        (
+            lambda saved: saved.tensors.update(odd=torch.zeros(3).to(torch.float8_e4m3fn)),
+            "'odd' in torch.float8_e4m3fn",
+        ),
         (tensor("backbone.1.running_mean", 0.5), "another backbone.1.running_mean than the base model's"),
         (tensor("beta", 0.25), "another beta"),
         (tensor("tau", -1.0), "another tau"),
         (fact("curves", []), "curves"),
         (fact("curves", [{"epoch": -1}]), r"curves\.0\.epoch"),
         (fact("curves", [{"epoch": 0}]), "other epochs"),
-        (fact("curves", [{"epoch": 0}, {"epoch": 1, "unsupported": [10]}]), "classes which the dataset does not have"),
+        (fact("curves", [{"epoch": 0}, {"epoch": 1, "unsupported": [10]}]), "a loss or an accuracy in epoch 0"),
+        (lambda saved: saved.facts["curves"][-1].update(unsupported=[10]), "classes in epoch 1"),
+        (lambda saved: saved.facts["curves"][-1].update(unsupported=[3, 3]), "classes in epoch 1"),
+        (lambda saved: saved.facts["curves"][0].update(unsupported=[3]), "classes in epoch 0"),
+        (lambda saved: saved.facts["curves"][-1].update(loss=None), "a loss or an accuracy in epoch 1"),
+        (lambda saved: saved.facts["curves"][-1].update(clean=None), "a loss or an accuracy in epoch 1"),
         (fact("made", None), "'made'"),
+        (made("device", "\x1b[2J"), r"made\.device"),
+        (made("versions", {"torch": "2" * 100}), r"made\.versions"),
+        (made("held_out", 1), "held_out 1 where it is 16"),
         (made("trained_on", 10**9), "trained_on 1000000000 where it is 144"),
-        (made("fingerprint", "0" * 64), "fingerprint 000"),
-        (made("split", "test"), "split test where it is train"),
+        (made("fingerprint", "0" * 64), "fingerprint '000"),
+        (made("split", "test"), "split 'test' where it is 'train'"),
     ],
 )
 def test_what_does_not_hold_together_is_refused(
@@ -170,6 +182,7 @@ def test_what_does_not_hold_together_is_refused(
     [
         ("prototypes", None, "backbone.0.weight", True),
         ("prototypes", None, "fc.weight", True),
+        ("prototypes", None, "prototypes", True),
         ("head", None, "backbone.0.weight", True),
         ("head", None, "beta", False),
         ("head", Control.STATIC, "beta", True),
@@ -189,7 +202,7 @@ def test_what_a_recipe_leaves_alone_has_to_be_the_base_models(
             take_finished("Small", wrapped, digits, LINF, asked, tmp_path).classifier.state_dict()[name] == 0.75
         ).all()
         return
-    with pytest.raises(IntegrityError, match=f"another {name}"):
+    with pytest.raises(IntegrityError, match=f"other {name}"):
         take_finished("Small", wrapped, digits, LINF, asked, tmp_path)
 
 
@@ -201,24 +214,28 @@ def test_metadata_that_is_nested_too_deeply_is_nothing(
     assert read_saved(file, elsewhere.folder.name[-16:]) is None
     assert "ignoring" in caplog.text
     assert trainings(elsewhere.folder.parent) == []
-    with pytest.raises(UsageProblem, match="did not yet write down"):
+    with pytest.raises(UsageProblem, match="can be read of it: nothing"):
         take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
 
 
-def test_hpm_and_its_controls_have_to_be_made_alike(elsewhere: Finetuned, tuning: Tuning) -> None:
-    kept, control = elsewhere.kept, replace(tuning, control=Control.FC)
-    check_made_alike({tuning: kept, control: kept})
-    assert kept.course.made is not None
-    on_gpu = kept.course.model_copy(update={"made": kept.course.made.model_copy(update={"device": "cuda"})})
-    with pytest.raises(UsageProblem, match=f"got {control.name} made otherwise than {tuning.name}"):
-        check_made_alike({tuning: kept, control: replace(kept, course=on_gpu)})
+def test_hpm_and_its_controls_have_to_be_made_alike(tmp_path: Path) -> None:
+    head = Tuning(find_recipe("head").with_knobs({"epochs": 1}))
+    there = RunOptions(n_ex=4, tuning=head, controls=True, output=tmp_path / "there")
+    kept = fine_tune(SPEC, there, head.with_controls())
+    here = replace(there, output=tmp_path / "here", finetuned=tmp_path / "there" / "finetuned")
+    assert len(prepare(SPEC, here, train=False).controls) == 4
+    spoiled(lambda saved: saved.facts["made"]["versions"].pop("hpm-robustbench"), kept[1].folder)
+    assert len(prepare(SPEC, here, train=False).controls) == 4, "an older one did not yet tell"
+    spoiled(made("device", "cuda"), kept[1].folder)
+    with pytest.raises(UsageProblem, match=f"{head.name} and {head.name}_fc made otherwise: device cpu and cuda"):
+        prepare(SPEC, here, train=False)
 
 
 def test_one_that_does_not_say_what_it_was_asked_for_is_refused(
     wrapped, digits, tuning: Tuning, elsewhere: Finetuned
 ) -> None:
     spoiled(lambda saved: saved.facts.pop("asked"), elsewhere.folder)
-    with pytest.raises(UsageProblem, match="did not yet write down what it was asked for"):
+    with pytest.raises(UsageProblem, match="did not yet write down what was asked for"):
         take_finished("Small", wrapped, digits, LINF, tuning, elsewhere.folder.parent)
 
 
@@ -264,3 +281,13 @@ def test_the_commands_take_it_where_they_would_train_or_refuse(tmp_path: Path) -
         with pytest.raises(UsageProblem, match="or with --finetuned if another machine has made it"):
             ask(*command)
         assert ask(*command, *brought)
+
+
+def test_a_fixed_tau_has_to_be_the_one_that_was_asked_for(wrapped, digits, tmp_path: Path) -> None:
+    fixed = wrap(copy.deepcopy(wrapped.base), digits, HPMConfig(tau=0.5))
+    asked = Tuning(find_recipe("prototypes"))
+    trained = finetune_once("Small", fixed, digits, LINF, asked, tmp_path, Compute())
+    assert take_finished("Small", fixed, digits, LINF, asked, tmp_path).folder == trained.folder
+    spoiled(tensor("tau", 0.75), trained.folder)
+    with pytest.raises(IntegrityError, match="another tau"):
+        take_finished("Small", fixed, digits, LINF, asked, tmp_path)

@@ -24,6 +24,7 @@ from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Corruptions, ThreatModel
 from hpm_robustbench.training import finetuned as finetuned_module
 from hpm_robustbench.training.compute import Compute, compile_if_faster, precision_on, prefer_channels_last
+from hpm_robustbench.training.elsewhere import take_finished
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import finetune_once, on_trial
 from hpm_robustbench.training.kept import Finetuned
@@ -87,8 +88,8 @@ def test_whoever_trains_again_is_told_of_what_is_there(
         assert caplog.text.count("training anew") == 1
         monkeypatch.setattr(finetuned_module, "code_sha256", lambda *_: "of another version")
         finetuned(wrapped, digits, tuning, tmp_path)
-    told = f"{first} is of other software or another machine; hpm-bench run --finetuned {tmp_path} takes it as it is"
-    assert told in caplog.text
+    assert f"{first} has other last bits, of another machine or version; hpm-bench run" in caplog.text
+    assert f"--finetuned {tmp_path} takes it as it is" in caplog.text
 
 
 def test_what_a_models_authors_fixed_stays_fixed(wrapped, digits, quick, tmp_path: Path) -> None:
@@ -120,6 +121,27 @@ def test_what_a_models_authors_fixed_stays_fixed(wrapped, digits, quick, tmp_pat
         mean[frozen] = float(values["mean"])
     assert mean[False] == torch.tensor(0.3).item()
     assert mean[True] != pytest.approx(0.3, abs=1e-6), "of a model that is frozen as a whole, everything learns"
+
+
+def test_a_fixed_parameter_with_two_names_stays_fixed(wrapped, digits, quick, tmp_path: Path) -> None:
+    class Twice(torch.nn.Module):
+        """Its mean is in a list of its layers as well."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1), requires_grad=False)])
+            self.all = torch.nn.ModuleList([self.mean])
+            self.network = copy.deepcopy(wrapped.base).requires_grad_(True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x - self.mean[0])
+
+    twice = wrap(Twice(), digits)
+    names = [name for name in twice.classifier.backbone.state_dict() if "mean." in name or "all." in name]
+    assert len(names) == 2 and len(twice.fixed) == 1
+    done = finetuned(twice, digits, Tuning(quick), tmp_path)
+    assert all(done.classifier.backbone.state_dict()[name] == 0 for name in names)
+    assert take_finished("Small", twice, digits, LINF, Tuning(quick), tmp_path).folder == done.folder
 
 
 def test_what_a_result_depends_on_has_a_folder_of_its_own(wrapped, digits, quick, tmp_path: Path) -> None:
