@@ -23,6 +23,7 @@ from hpm_robustbench.training.kept import (
     broken,
     differences,
     folders_of,
+    learned_from,
     read_finished,
     restored,
 )
@@ -106,18 +107,15 @@ def _in_tensors(lesson: Lesson, taken: HPMClassifier) -> Iterator[str]:
 
 def _in_claims(lesson: Lesson, course: FineTuning) -> Iterator[str]:
     """What cannot be true of these images and this recipe."""
-    made, training = course.made, lesson.training
-    assert made is not None
-    learning, held_out = (len(rows) for rows in lesson.rows())
-    known = {"split": training.split, "fingerprint": training.fingerprint, "trained_on": learning, "held_out": held_out}
+    known = learned_from(lesson)
     for name, value in known.items():
-        if getattr(made, name) != value:
-            yield f"{name} {getattr(made, name)!r} where it is {value!r}"
+        if getattr(course.made, name) != value:
+            yield f"{name} {getattr(course.made, name)!r} where it is {value!r}"
     if [point.epoch for point in course.curves] != list(range(lesson.tuning.recipe.epochs + 1)):
         yield "curves of other epochs than the recipe's"
     for point in course.curves:
-        begun, known_classes = point.epoch > 0, range(training.dataset.n_classes)
-        if (point.loss is not None) != begun or (point.clean is not None) != (held_out > 0):
+        begun, known_classes = point.epoch > 0, range(lesson.training.dataset.n_classes)
+        if (point.loss is not None) != begun or (point.clean is not None) != (known["held_out"] > 0):
             yield f"a loss or an accuracy in epoch {point.epoch} that nobody could measure there, or none"
         if point.unsupported != [number for number in known_classes if begun and number in point.unsupported]:
             yield f"classes in epoch {point.epoch} that the dataset does not have, or that nobody could count there"

@@ -35,6 +35,7 @@ from hpm_robustbench.training.kept import (
     asked,
     differences,
     folders_of,
+    learned_from,
     read_finished,
     restored,
     write_finished,
@@ -122,12 +123,8 @@ def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Trained:
 
 def _made(loop: Loop) -> Made:
     lesson = loop.lesson
-    learning, held_out = (len(rows) for rows in lesson.rows())
     return Made(
-        split=lesson.training.split,
-        fingerprint=lesson.training.fingerprint,
-        trained_on=learning,
-        held_out=held_out,
+        **learned_from(lesson),
         precision=str(torch.float32 if lesson.tuning.recipe.from_features else lesson.precision).removeprefix("torch."),
         device=lesson.classifier.prototypes.device.type,
         at_once=loop.position.at_once,

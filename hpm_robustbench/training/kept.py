@@ -75,6 +75,13 @@ class Trained(NamedTuple):
     steps: int
 
 
+def learned_from(lesson: Lesson) -> dict[str, Any]:
+    """What ``Made`` tells of the images; whoever has them knows it without training."""
+    learning, held_out = (len(rows) for rows in lesson.rows())
+    training = lesson.training
+    return {"split": training.split, "fingerprint": training.fingerprint, "trained_on": learning, "held_out": held_out}
+
+
 def asked(lesson: Lesson) -> dict[str, Any]:
     """What a person asked for, by topic; the same on every machine, and for every version that has the same knobs."""
     classifier, threat = lesson.classifier, lesson.threat.to_json()
