@@ -16,7 +16,6 @@ from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.images import check_budget, check_resolution, open_clean, open_corruptions
 from hpm_robustbench.kernels import full_precision_kernels
-from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.ledger.matrix import MATRIX, members
 from hpm_robustbench.ledger.model_card import check_replaceable, place
 from hpm_robustbench.ledger.plan import BasePlan, Plan
@@ -43,8 +42,8 @@ Ready: TypeAlias = Callable[[torch.device], Wrapped]
 class Case:
     """A model ready for trial: everything that costs something is loaded, nothing is attacked yet.
 
-    ``corrupted`` are the test images under corruptions, on a track of that kind; ``course`` tells of the
-    fine-tuning, where there was one. ``controls`` are cases of their own, which go to trial with it and are loaded
+    ``corrupted`` are the test images under corruptions, on a track of that kind; ``kept`` tells of the fine-tuning and
+    where it lies, where there was one. ``controls`` are cases of their own, which go to trial with it and are loaded
     when their turn comes: five classifiers need not fit into memory. ``in_turn`` are the trials whose steps a matrix
     tries one by one.
     """
@@ -58,7 +57,7 @@ class Case:
     output: Path
     keep_images: bool
     is_screen: bool
-    course: FineTuning | None = None
+    kept: Kept | None = None
     controls: Mapping[Control, Callable[[], Case]] = field(default_factory=dict)
     in_turn: Sequence[Plan] = ()
 
@@ -116,10 +115,11 @@ def _of_controls(options: RunOptions) -> dict[Control, RunOptions]:
 
 
 def _case(spec: ModelSpec, start: Start, options: RunOptions) -> Case:
-    course = None
+    kept = None
     if options.tuning is not None:
         finetuned = _finetuned(spec, start, options, options.tuning)
-        start, course = replace(start, wrapped=on_trial(start.wrapped, finetuned, options.tuning)), finetuned.course
+        tuned = on_trial(start.wrapped, finetuned, options.tuning)
+        start, kept = replace(start, wrapped=replace(tuned, published=options.published)), finetuned.kept
     trials, in_turn = _trials(spec, start, options), []
     if options.screen == MATRIX:
         whole = [(plan, subject) for plan, subject in trials if isinstance(plan, Plan) and plan.target == "hpm"]
@@ -135,7 +135,7 @@ def _case(spec: ModelSpec, start: Start, options: RunOptions) -> Case:
         output=options.output,
         keep_images=options.keep_images,
         is_screen=bool(options.screen),
-        course=course,
+        kept=kept,
         in_turn=in_turn,
     )
 

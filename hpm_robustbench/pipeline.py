@@ -163,7 +163,7 @@ def conclude(case: Case) -> Outcome | Screen:
             return _screened(case)
         records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
         beside = {control.value: conclude(make()).records for control, make in case.controls.items()}
-    tuned = {} if case.course is None else {"tuned": Tuned(case.course, beside)}
+    tuned = {} if case.kept is None else {"tuned": Tuned(case.kept.course, beside)}
     name = case.spec.preprocessing
     about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}
     build = build_card if case.corrupted is None else build_corruption_card

@@ -253,6 +253,27 @@ def run_options(
     )
 
 
+def tuning_of(options: Sequence[str], seed: int) -> Tuning:
+    """The fine-tuning that ``Tuning.options`` ask for, which may be somebody else's words.
+
+    Raises:
+        UnknownName: no such recipe, control or knob.
+        UsageProblem: other options, or a value that a knob cannot have.
+    """
+    asked: dict[str, list[str]] = {"--recipe": [], "--control": [], "--tune": []}
+    for option, value in zip(options[::2], options[1::2], strict=False):
+        asked.get(option, []).append(value)
+    recipes, controls, knobs = asked.values()
+    tuning = _tuning(recipes[0] if recipes else None, controls[0] if controls else None, knobs, seed)
+    if tuning is None or tuning.options != list(options):
+        raise UsageProblem(
+            wanted="the options of a fine-tuning, as --recipe uniform-v1 --tune epochs=3",
+            got=" ".join(options)[:160],
+            next_step="ask its publisher to push it again",
+        )
+    return tuning
+
+
 def _tuning(recipe: str | None, control: str | None, knobs: Sequence[str], seed: int) -> Tuning | None:
     """A recipe with ``knob=value`` texts in place of its own values, perhaps as a control."""
     if recipe is None:

@@ -43,7 +43,9 @@ class RunOptions:
         tuning: how the wrapped model is fine-tuned before; by default nothing is learned but class means and tau.
         controls: try its controls too, to stand beside it on its card.
         compute: how the machine is used for that.
-        finetuned: a folder ``finetuned`` that was brought from another machine, to take from instead of training.
+        finetuned: a folder ``finetuned`` that was brought from another machine, or one of publications, to take from
+            instead of training.
+        published: where ``finetuned`` was found on the Hub, for the card to tell.
         data: a file or folder that holds the dataset, see ``open_dataset``.
         data_dir: where downloaded datasets lie.
         corruptions_data_dir: where corrupted images lie, see ``open_corrupted``; by default ``data`` or ``data_dir``.
@@ -71,6 +73,7 @@ class RunOptions:
     controls: bool = False
     compute: Compute = field(default_factory=Compute)
     finetuned: Path | None = None
+    published: str = ""
     data: Path | None = None
     data_dir: Path = Path("data")
     corruptions_data_dir: Path | None = None

@@ -62,6 +62,8 @@ allow_license = click.option(
 
 OF_A_MODEL = ("factory", "weights", "name", "head", "about", "dataset", "threat_model", "eps")
 """What ``request.chosen_spec`` makes a spec of, beside the model's name."""
+OF_A_DEFENCE = ("knobs", "recipe", "tune", "control", "controls", "finetuned")
+"""What a published model says itself."""
 published_model = click.option(
     "--model",
     show_default=DIGITS_MODEL,
@@ -118,7 +120,8 @@ control = together(
 finetuned = click.option(
     "--finetuned",
     type=a_path,
-    help="Train nothing: take what `hpm-bench finetune` has finished, from a folder finetuned/ of another machine.",
+    help="Train nothing: take what `hpm-bench finetune` has finished, from a folder finetuned/ of another machine, or "
+    "what `hpm-bench push --folder` has written.",
 )
 work_options = together(
     model_dir,

@@ -82,10 +82,11 @@ def run(  # the options of one command
     from hpm_robustbench.workers import default_workers, evaluate_together
 
     of_the_model = {key: asked.pop(key) for key in options.OF_A_MODEL}
-    chosen, ready = run_options(**asked), None
     if model is not None and model.startswith("hf:"):
-        spec, chosen, ready = published(model, chosen, asked["knobs"], recipe=asked["recipe"], **of_the_model)
+        said = {key: asked.pop(key) for key in options.OF_A_DEFENCE}
+        spec, chosen, ready = published(model, run_options(knobs=(), **asked), **said, **of_the_model)
     else:
+        chosen, ready = run_options(**asked), None
         spec = chosen_spec(model, **of_the_model)
     torch.set_num_threads(1)  # a sum's last bits depend on the threads; processes are the better parallelism anyway
     if verify:

@@ -63,10 +63,12 @@ class HPMClassifier(Defence):
         found = find(name, revision)
         state = read_state_dict(found.tensors)
         restored = restore(found.description, state, Means(**means), found.where)
-        return cls.of(restored.classifier, restored.origin)
+        return cls.of(restored.classifier, replace(restored.origin, training=found.training))
 
     def save_pretrained(self, folder: str | Path, *, include_backbone: bool = True, means: Means | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors``; ``from_pretrained`` takes the folder.
+        """Write ``config.json``, ``model.safetensors`` and what is known of its training.
+
+        ``from_pretrained`` takes the folder.
 
         Args:
             folder: is made; what was saved there before is replaced.

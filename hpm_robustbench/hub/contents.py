@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -18,12 +18,12 @@ from hpm_robustbench.hub.description import (
     CONFIG,
     DESCRIPTION_VERSION,
     LIBRARY,
-    TENSORS,
     Description,
 )
 from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.restore import BACKBONE, Means, restore
 from hpm_robustbench.ledger.card_schema import first_problem
+from hpm_robustbench.training.header import RECORD, TENSORS
 
 
 def contents(
@@ -56,7 +56,8 @@ def contents(
         ) from error
     if not include_backbone:
         _check_backbone(origin, description, tensors, means or Means())
-    return {CONFIG: description.to_text().encode(), TENSORS: file}
+    files = {CONFIG: description.to_text().encode(), TENSORS: file}
+    return files if origin.training is None else {**files, RECORD: origin.training}
 
 
 def _state(classifier: Defence) -> dict[str, Tensor]:
@@ -79,8 +80,14 @@ def _describe(classifier: Defence, origin: Origin, file: bytes, contains: Litera
         sha256=hashlib.sha256(file).hexdigest(),
         state_sha256=state_sha256(classifier),
         prototypes=origin.prototypes,
-        **({"tuned_by": list(origin.tuned_by)} if origin.tuned_by else {}),
+        **_tuned(origin),
     )
+
+
+def _tuned(origin: Origin) -> dict[str, Any]:
+    """What only the description of a fine-tuned classifier tells."""
+    told = {"tuned_by": list(origin.tuned_by)} if origin.tuned_by else {}
+    return told if origin.training is None else {**told, "training": hashlib.sha256(origin.training).hexdigest()}
 
 
 def _check_precision(classifier: Defence) -> None:

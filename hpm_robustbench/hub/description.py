@@ -12,11 +12,12 @@ from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.card_block import Block, EpsText, Name, Sha256
 from hpm_robustbench.ledger.card_schema import first_problem
 from hpm_robustbench.threat import Batching, Dataset, Threat, parse_threat
+from hpm_robustbench.training.header import RECORD, TENSORS
 from hpm_robustbench.zoo.checksums import Checksum
 
 DESCRIPTION_VERSION: Final = "1.0"
 LIBRARY: Final = "hpm-robustbench"
-CONFIG, TENSORS = "config.json", "model.safetensors"
+CONFIG: Final = "config.json"
 _Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,=+-]{1,64}$")]
 """As ``Tuning.options`` writes them: what a shell or a terminal would obey cannot be among them."""
 _Line = Annotated[str, Field(pattern=r"^\P{C}*$")]
@@ -67,6 +68,7 @@ class Description(Block):
         state_sha256: of every tensor of the classifier, the backbone's included.
         prototypes: where the dataset prototypes come from, in words.
         tuned_by: the options of ``hpm-bench run`` that ask for its fine-tuning; absent if it was not fine-tuned.
+        training: sha256 of ``training.json``, which tells how that went; absent if it was not fine-tuned.
     """
 
     schema_version: Literal["1.0"]
@@ -83,6 +85,7 @@ class Description(Block):
     state_sha256: Sha256
     prototypes: Annotated[_Line, Field(max_length=1024)]
     tuned_by: Annotated[list[_Option], Field(max_length=128)] = Field(default_factory=list)
+    training: Sha256 | None = None
 
     @property
     def config(self) -> HPMConfig:
@@ -97,9 +100,10 @@ class Description(Block):
         return Dataset(self.base.dataset, self.n_classes, (channels, height, width))
 
     @property
-    def checksum(self) -> Checksum:
-        """What ``model.safetensors`` must be."""
-        return Checksum(self.sha256, self.size)
+    def checksums(self) -> dict[str, Checksum]:
+        """What each file beside this one must be."""
+        tensors = {TENSORS: Checksum(self.sha256, self.size)}
+        return tensors if self.training is None else {**tensors, RECORD: Checksum(self.training)}
 
     @field_validator("image_shape")
     @classmethod

@@ -7,22 +7,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.hub.description import CONFIG, TENSORS, Description, read_description
+from hpm_robustbench.hub.description import CONFIG, Description, read_description
+from hpm_robustbench.training.header import RECORD, TENSORS
 from hpm_robustbench.weights.hub import Hub
 from hpm_robustbench.weights.trust import verify
 from hpm_robustbench.zoo.hub_file import HubFile
 
 
 class Found(NamedTuple):
-    """A published classifier: its description, its verified tensors, and where they were found."""
+    """A published classifier: its description, the folder of its verified files, and where they were found."""
 
     description: Description
-    tensors: Path
+    folder: Path
     where: str
+
+    @property
+    def tensors(self) -> Path:
+        """The file that holds them."""
+        return self.folder / TENSORS
+
+    @property
+    def training(self) -> bytes | None:
+        """The record of its fine-tuning, if it was fine-tuned."""
+        return None if self.description.training is None else (self.folder / RECORD).read_bytes()
 
 
 def find(name: str, revision: str = "main") -> Found:
-    """Bring a published classifier to this machine, both files from one commit.
+    """Bring a published classifier to this machine, all files from one commit.
 
     Args:
         name: a folder, or ``owner/name`` on the Hub.
@@ -32,7 +43,7 @@ def find(name: str, revision: str = "main") -> Found:
         UsageProblem: it is neither, or there is nothing in the folder.
         DownloadFailed: it cannot be fetched.
         InvalidInput: it holds something else.
-        IntegrityError: its tensors are not those it describes, or a file was damaged on its way.
+        IntegrityError: a file is not the one it describes, or was damaged on its way.
     """
     if Path(name).is_dir():
         return _in_folder(Path(name))
@@ -45,15 +56,19 @@ def on_hub(repository: HubFile, hub: Hub) -> Found:
     path, config = hub.fetch(replace(repository, file=CONFIG))
     where = f"hf:{config.repo}@{config.revision}"
     description = read_description(path.read_bytes(), where)
-    tensors, _ = hub.fetch(replace(config, file=TENSORS))
-    verify(tensors, description.checksum)
-    return Found(description, tensors, where)
+    for name, checksum in description.checksums.items():
+        verify(hub.fetch(replace(config, file=name))[0], checksum)
+    return Found(description, path.parent, where)
 
 
 def _in_folder(folder: Path) -> Found:
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise UsageProblem(wanted=f"{name} in {folder}", got="no such file", next_step="check the path")
-    description = read_description((folder / CONFIG).read_bytes(), str(folder))
-    verify(folder / TENSORS, description.checksum)
-    return Found(description, folder / TENSORS, str(folder))
+    description = read_description(_there(folder, CONFIG).read_bytes(), str(folder))
+    for name, checksum in description.checksums.items():
+        verify(_there(folder, name), checksum)
+    return Found(description, folder, str(folder))
+
+
+def _there(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise UsageProblem(wanted=f"{name} in {folder}", got="no such file", next_step="check the path")
+    return folder / name

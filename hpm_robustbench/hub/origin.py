@@ -25,12 +25,14 @@ class Origin:
         images: what it takes and answers.
         prototypes: where its dataset prototypes come from, in words.
         tuned_by: the options that ask for its fine-tuning, if it was fine-tuned.
+        training: the record of how that went, if it is known, see ``training.published``.
     """
 
     spec: ModelSpec
     images: Dataset
     prototypes: str
     tuned_by: tuple[str, ...] = ()
+    training: bytes | None = None
 
     @property
     def base_is_published(self) -> bool:

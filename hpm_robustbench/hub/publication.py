@@ -21,6 +21,7 @@ from hpm_robustbench.hub.signature import sign
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.report import render_table
 from hpm_robustbench.threat import Batching
+from hpm_robustbench.training.published import record
 from hpm_robustbench.zoo.hub_file import HubFile
 
 
@@ -105,7 +106,8 @@ def compose(case: Case, card: ModelCard, wish: Wish, means: Means) -> Publicatio
     base = replace(case.spec, name=case.spec.untuned_name, tuning=None, weights=weights)
     assert card.hpm_bench is not None
     tuned_by = tuple(card.hpm_bench.tuning_options)
-    origin = Origin(base, case.test.dataset, case.wrapped.prototypes_from, tuned_by)
+    training = None if case.kept is None else record(case.kept.folder)
+    origin = Origin(base, case.test.dataset, case.wrapped.prototypes_from, tuned_by, training)
     return gather(classifier, origin, card, wish, means)
 
 

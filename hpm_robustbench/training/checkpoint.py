@@ -44,17 +44,27 @@ def read_saved(path: Path, key: str) -> Saved | None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            kept = json.loads((file.metadata() or {})[FACTS])
-        if kept["sha256"] != _checksum(tensors, kept["facts"]):
-            raise ValueError("checksum mismatch")
-        if kept["facts"]["key"] != key:
+            told = json.loads((file.metadata() or {})[FACTS])
+        saved = checked(tensors, told)
+        if saved.facts["key"] != key:
             raise ValueError("it belongs to another recipe, model or set of images")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         log.warning("ignoring %s (%s)", path, error)
         return None
-    return Saved(tensors, kept["facts"])
+    return saved
+
+
+def checked(tensors: dict[str, Tensor], told: dict[str, Any]) -> Saved:
+    """Tensors with what is told beside them, see ``header.read_told``.
+
+    Raises:
+        ValueError: they have not been written together.
+    """
+    if told["sha256"] != _checksum(tensors, told["facts"]):
+        raise ValueError("checksum mismatch")
+    return Saved(tensors, told["facts"])
 
 
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:

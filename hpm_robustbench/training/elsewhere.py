@@ -16,6 +16,7 @@ from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat
 from hpm_robustbench.training.finetuned import lesson_of
+from hpm_robustbench.training.header import CLASSIFIER, read_facts
 from hpm_robustbench.training.kept import (
     Finetuned,
     Kept,
@@ -29,6 +30,7 @@ from hpm_robustbench.training.kept import (
 )
 from hpm_robustbench.training.learner import learned_names
 from hpm_robustbench.training.loop import Lesson
+from hpm_robustbench.training.published import publications, read_published
 from hpm_robustbench.training.recipe import Tuning
 
 _ROUNDING = 1e-2
@@ -47,7 +49,7 @@ def take_finished(
         training: images that it has learned from.
         threat: what the training attack could do.
         tuning: recipe, control and seed.
-        place: the folder ``finetuned`` that was brought here.
+        place: the folder ``finetuned`` that was brought here, or one of publications.
 
     Raises:
         UsageProblem: there is none that is whole, only of something else, or more than one.
@@ -55,7 +57,8 @@ def take_finished(
     """
     lesson = lesson_of(wrapped, training, threat, tuning)
     folder = _the_one(lesson, model, place)
-    saved = read_finished(folder, folder.name[-16:])
+    published = not (folder / CLASSIFIER).exists()
+    saved = read_published(folder, lesson.classifier) if published else read_finished(folder, folder.name[-16:])
     if saved is None:
         raise _refused(model, tuning, place, got=f"{folder.name}, which is not whole or not what its name says")
     taken = restored(folder, lesson, saved)
@@ -66,7 +69,9 @@ def take_finished(
 
 def _the_one(lesson: Lesson, model: str, place: Path) -> Path:
     wanted, tuning = asked(lesson), lesson.tuning
-    found = {folder: differences(wanted, folder) for folder in folders_of(model, tuning, place)}
+    finished = {folder: read_facts(folder / CLASSIFIER) for folder in folders_of(model, tuning, place)}
+    told = {**finished, **publications(place, tuning)}
+    found = {folder: differences(wanted, facts) for folder, facts in told.items()}
     fitting = [folder for folder, differs in found.items() if not differs]
     if len(fitting) > 1:
         raise UsageProblem(
@@ -82,7 +87,7 @@ def _the_one(lesson: Lesson, model: str, place: Path) -> Path:
 
 def _refused(model: str, tuning: Tuning, place: Path, got: str) -> UsageProblem:
     return UsageProblem(
-        wanted=f"{place / f'{model}_{tuning.name}-...'}, as `hpm-bench finetune` has left it",
+        wanted=f"{place / f'{model}_{tuning.name}-...'}, as `hpm-bench finetune` has left it, or a publication of it",
         got=got,
         next_step="bring the whole folder finetuned/ from where it was trained with the same model, images, --n-ex, "
         "budget, knobs and seed; or leave --finetuned out, to train here",

@@ -29,6 +29,7 @@ from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat, ThreatModel
 from hpm_robustbench.training.compute import Compute, precision_on, prefer_channels_last
 from hpm_robustbench.training.features import Features
+from hpm_robustbench.training.header import CLASSIFIER, read_facts
 from hpm_robustbench.training.kept import (
     Finetuned,
     Trained,
@@ -105,7 +106,7 @@ def _tell_of_others(lesson: Lesson, folders: Sequence[Path]) -> None:
     """Whoever moved a folder to another machine should not wait for a second training without knowing why."""
     wanted = asked(lesson)
     for folder in folders:
-        differs = differences(wanted, folder)
+        differs = differences(wanted, read_facts(folder / CLASSIFIER))
         if differs:
             log.info("training anew: the finished one in %s differs in %s", folder, " and ".join(differs))
         else:

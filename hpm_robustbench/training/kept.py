@@ -26,12 +26,10 @@ from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Made, Point
 from hpm_robustbench.state_dict import load_into
 from hpm_robustbench.training.checkpoint import Saved, read_saved, write_saved
-from hpm_robustbench.training.header import read_facts
+from hpm_robustbench.training.header import CLASSIFIER
 from hpm_robustbench.training.learner import trainable
 from hpm_robustbench.training.loop import Lesson, Result
 from hpm_robustbench.training.recipe import Tuning
-
-_CLASSIFIER = "classifier.safetensors"
 
 
 class _Told(Block):
@@ -64,7 +62,7 @@ class Finetuned(Kept):
 def folders_of(model: str, tuning: Tuning, place: Path) -> list[Path]:
     """Folders below ``place`` in which a training of that name is finished, whatever it was trained on."""
     key = "[0-9a-f]" * 16
-    return sorted(file.parent for file in place.glob(f"{model}_{tuning.name}-{key}/{_CLASSIFIER}"))
+    return sorted(file.parent for file in place.glob(f"{model}_{tuning.name}-{key}/{CLASSIFIER}"))
 
 
 class Trained(NamedTuple):
@@ -94,9 +92,8 @@ def asked(lesson: Lesson) -> dict[str, Any]:
     }
 
 
-def differences(wanted: Mapping[str, Any], folder: Path) -> list[str]:
-    """Topics in which a finished training was asked for something else; no tensor is loaded."""
-    facts = read_facts(folder / _CLASSIFIER)
+def differences(wanted: Mapping[str, Any], facts: Mapping[str, Any] | None) -> list[str]:
+    """Topics in which a training that tells of these facts was asked for something else."""
     if facts is None:
         return ["what can be read of it: nothing"]
     told = facts.get("asked")
@@ -107,7 +104,7 @@ def differences(wanted: Mapping[str, Any], folder: Path) -> list[str]:
 
 def read_finished(folder: Path, key: str) -> Saved | None:
     """What lies in ``folder``; None if nothing does, or it is not whole, or not of that key."""
-    return read_saved(folder / _CLASSIFIER, key)
+    return read_saved(folder / CLASSIFIER, key)
 
 
 def restored(folder: Path, lesson: Lesson, saved: Saved) -> Finetuned:
@@ -149,7 +146,7 @@ def write_finished(folder: Path, model: str, lesson: Lesson, key: str, trained: 
     write_atomic(folder / "classifier.json", json.dumps(facts, indent=1) + "\n")
     curves = [point.model_dump() for point in result.curves]
     kept = {"key": key, "asked": asked(lesson), "curves": curves, "made": made, "steps": trained.steps}
-    write_saved(folder / _CLASSIFIER, Saved(result.classifier.state_dict(), kept))
+    write_saved(folder / CLASSIFIER, Saved(result.classifier.state_dict(), kept))
 
 
 def _facts(lesson: Lesson, trained: Trained) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpm_robustbench.training.header import read_facts
+from hpm_robustbench.training.header import CLASSIFIER, read_facts
 
 
 def trainings(folder: Path) -> list[dict[str, Any]]:
     """One row for each folder below ``folder`` that holds a classifier, or a checkpoint on the way to one."""
     rows = []
     for each in sorted(folder.glob("*/")):
-        finished = read_facts(each / "classifier.safetensors")
+        finished = read_facts(each / CLASSIFIER)
         facts = finished or read_facts(each / "checkpoint.safetensors")
         if facts is not None:
             steps = facts.get("steps", "?")

@@ -144,13 +144,14 @@ def test_a_published_model_is_tried_on_the_same_road(case, hub, push, tmp_path):
     sent = json.loads(push("--include-backbone", "--format", "json").stdout)
     of_nobody = dict.fromkeys(("dataset", "threat_model", "eps", "weights", "name", "head", "about", "factory"))
     options = RunOptions(n_ex=500, batchings=tuple(Batching), output=tmp_path / "again")
-    spec, options, ready = published(f"hf:{REPO}@main", options, (), **of_nobody)
+    spec, options, ready = published(f"hf:{REPO}@main", options, **of_nobody)
     again = prepare(spec, options, model=ready)
     assert [plan.run_key for plan, _ in again.trials] == [plan.run_key for plan, _ in case.trials]
     assert again.weights_sha256 == case.weights_sha256
     assert again.wrapped.notes == {**case.wrapped.notes, "published": f"hf:{REPO}@{sent['commit']}"}
     with pytest.raises(UsageProblem, match="--eps, --recipe, --hpm beside it"):
-        published(f"hf:{REPO}@main", options, ("beta=0.1",), **{**of_nobody, "eps": "0.1", "recipe": "head"})
+        said = {**of_nobody, "eps": "0.1", "recipe": "head", "knobs": ("beta=0.1",)}
+        published(f"hf:{REPO}@main", options, **said)
 
 
 def test_the_page_tells_the_verdict_how_to_load_and_the_limits(push):

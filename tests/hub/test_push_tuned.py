@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +13,15 @@ from click.testing import CliRunner
 import hpm_robustbench
 from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.cli import cli
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import IntegrityError, UsageProblem
+from hpm_robustbench.hub import trial
+from hpm_robustbench.hub.found import find
 from hpm_robustbench.hub.trial import published
 from hpm_robustbench.pipeline import attack, conclude, examine
 from hpm_robustbench.request import under
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training.published import record
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL, builtin_specs
 
@@ -48,10 +51,13 @@ def arguments(case: Case, recipe: str) -> list[str]:
     return ["push", *ASKED, *tuned, "--output", str(case.output)]
 
 
-def test_it_comes_back_bit_for_bit_with_no_more_than_it_needs(case, hub, clean_cache):
+def asked(*given: str) -> dict[str, Any]:
+    return json.loads(CliRunner().invoke(cli, given, obj=given, catch_exceptions=False).stdout)
+
+
+def test_it_comes_back_bit_for_bit_with_no_more_than_it_needs(case, hub, clean_cache, tmp_path):
     recipe = "uniform-v1" if "uniform" in case.spec.name else "head"
-    sent = CliRunner().invoke(cli, [*arguments(case, recipe), "--format", "json"], catch_exceptions=False)
-    assert json.loads(sent.stdout)["changed"]
+    assert asked(*arguments(case, recipe), "--format", "json")["changed"]
     files = hub.head(REPO)
     description, card = json.loads(files["config.json"]), json.loads(files["hpm_card.json"])
     assert description["contains"] == ("head" if recipe == "head" else "model")
@@ -64,10 +70,75 @@ def test_it_comes_back_bit_for_bit_with_no_more_than_it_needs(case, hub, clean_c
     assert torch.equal(back(images), case.wrapped.classifier(images))
     page = files["README.md"].decode()
     assert "no gain can be credited to HPM" in page
-    assert "put it on trial again" not in page
-    untuned = replace(RunOptions(), output=case.output)
-    with pytest.raises(UsageProblem, match=f"fine-tuned from {DIGITS_MODEL}.*--recipe {recipe}.* --controls"):
-        published(f"hf:{REPO}@main", untuned, (), factory=None)
+    assert "put it on trial again, beside its base model" in page
+    back.save_pretrained(tmp_path / "saved", include_backbone=recipe != "head")
+    again = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    assert again == {name: files[name] for name in ("config.json", "model.safetensors", "training.json")}
+
+
+def test_it_meets_the_same_verdicts_beside_its_base_model(case, hub, clean_cache, tmp_path):
+    recipe = "uniform-v1" if "uniform" in case.spec.name else "head"
+    sent = asked(*arguments(case, recipe), "--format", "json")
+    clean_cache("another")
+    place = f"hf:{REPO}@{sent['commit']}"
+    trial = ["--n-ex", "4", "--batching", "solo", "--workers", "1", "--output", str(tmp_path), "--format", "json"]
+    again = asked("run", "--model", place, *trial)
+    first = json.loads(hub.head(REPO)["hpm_card.json"])
+    assert again["hpm_bench"]["notes"].pop("published") == place
+    assert "taken as it was found" in again["hpm_bench"]["fine_tuning"]["reports"].pop()
+    for card in (first, again):
+        for evaluation in card["hpm_bench"]["evaluations"]:
+            evaluation.pop("environment")
+    assert again == first
+    assert not (tmp_path / "finetuned").exists()
+
+
+def test_what_it_says_itself_nobody_else_says(case, hub):
+    recipe = "uniform-v1" if "uniform" in case.spec.name else "head"
+    asked(*arguments(case, recipe), "--format", "json")
+    options = RunOptions(output=case.output)
+    with pytest.raises(UsageProblem, match="as it was published; got --weights beside it"):
+        published(f"hf:{REPO}@main", options, factory=None, weights="mine.pth")
+    given = ["run", "--model", f"hf:{REPO}@main", "--recipe", recipe, "--controls", "--finetuned", str(case.output)]
+    with pytest.raises(UsageProblem, match="as it was published; got --recipe, --controls, --finetuned beside it"):
+        CliRunner().invoke(cli, given, obj=given, catch_exceptions=False)
+    with pytest.raises(UsageProblem, match=f"--weights with the checkpoint of {DIGITS_MODEL}.*; got --factory alone"):
+        published(f"hf:{REPO}@main", options, factory="hpm_robustbench.embedded.network:DigitsResNet")
+    own = published(f"hf:{REPO}@main", options, factory="my:network", weights="mine.pth")
+    base = json.loads(hub.head(REPO)["config.json"])["base"]
+    assert own.spec.weights.sha256 == tuple(base["sha256"])
+    assert (own.spec.weights.locators, own.spec.factory) == (("mine.pth",), "python:my:network")
+
+
+def test_what_does_not_tell_how_it_was_made_is_not_tried(case, hub, tmp_path, monkeypatch):
+    recipe = "uniform-v1" if "uniform" in case.spec.name else "head"
+    asked(*arguments(case, recipe), "--folder", str(tmp_path), "--format", "json")
+    folder = tmp_path / REPO
+    monkeypatch.setattr(trial, "on_hub", lambda *_: find(str(folder)))
+
+    def refused(kind, match):
+        with pytest.raises(kind, match=match):
+            published(f"hf:{REPO}@main", RunOptions(output=case.output), factory=None)
+
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "training.json").write_bytes(b"{}")
+    refused(IntegrityError, "of .*training.json")
+    (folder / "training.json").unlink()
+    refused(UsageProblem, "training.json in .*; got no such file")
+    words = {"tuned_by": ["--recipe", "head", "--tune"]}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in told.items() if k != "training"}))
+    refused(UsageProblem, f"which is without it.*fine-tune {DIGITS_MODEL} anew with --recipe {recipe}")
+    (folder / "training.json").write_bytes(record(next((case.output / "finetuned").iterdir())))
+    (folder / "config.json").write_text(json.dumps({**told, **words}))
+    refused(UsageProblem, "the options of a fine-tuning.*got --recipe head --tune")
+
+
+def test_a_folder_of_publications_is_taken_as_a_finished_fine_tuning(case, hub, tmp_path):
+    recipe = "uniform-v1" if "uniform" in case.spec.name else "head"
+    asked(*arguments(case, recipe), "--folder", str(tmp_path), "--format", "json")
+    again = asked(*arguments(case, recipe), "--folder", str(tmp_path), "--finetuned", str(tmp_path), "--format", "json")
+    assert again["folder"] == str(tmp_path / REPO)
+    assert hub.asked == []
 
 
 def test_without_its_recipe_another_model_is_meant(case, hub):
