@@ -1,51 +1,89 @@
-"""Fine-tuned classifiers whose weights are kept here can be loaded, and are what the record of their training tells."""
+"""Fine-tuned classifiers kept here are loaded and tried as what the record of their training tells."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cifar10 import images_of
+from cifar10 import images_of, write_cifar10
 from wide_resnets import wide_resnet
 
 import hpm_robustbench
+from hpm_robustbench.case import prepare
 from hpm_robustbench.hub.description import CONFIG, Description, read_description
+from hpm_robustbench.request import own_spec, tuning_of
+from hpm_robustbench.run_options import RunOptions
+from hpm_robustbench.threat import Batching
+from hpm_robustbench.training.header import RECORD, read_facts
+from hpm_robustbench.training.recipe import Tuning, find_recipe
 
-FOLDERS = sorted((Path(__file__).parents[1] / "benchmarks" / "fine_tuned").iterdir())
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FOLDERS = sorted((BENCHMARKS / "fine_tuned").iterdir())
 of_each = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+with_real_images = pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, reason="HPM_BENCH_REAL_DATA is not set")
 
 
 def read(folder: Path) -> tuple[Description, dict[str, Any]]:
-    description = read_description((folder / CONFIG).read_bytes(), str(folder))
-    return description, json.loads((folder / "training.json").read_text())
+    facts = read_facts(folder / RECORD)
+    assert facts is not None
+    return read_description((folder / CONFIG).read_bytes(), str(folder)), facts
 
 
 @of_each
 def test_they_are_loaded_as_they_were_published(folder: Path) -> None:
-    description, training = read(folder)
+    description, facts = read(folder)
     classifier = hpm_robustbench.HPMClassifier.from_pretrained(str(folder), network=wide_resnet())
     logits = classifier(torch.rand(8, *description.images.image_shape))
     assert logits.isfinite().all() and logits.argmax(dim=1).unique().numel() > 1
-    assert description.tuned_by == training["tuning"]["options"]
-    assert description.defence == training["defence"]
-    assert folder.name == f"{training['model']}_{training['tuning']['name']}"
+    tuning = tuning_of(description.tuned_by, seed=0)
+    assert facts["asked"]["recipe, knobs or seed"] == tuning.to_json()
+    assert classifier.config == tuning.defence(RunOptions().defence)
+    assert folder.name == f"{description.base.model}_{tuning.name}"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, reason="HPM_BENCH_REAL_DATA is not set")
+@with_real_images
 @of_each
 def test_they_answer_the_held_out_images_as_their_training_measured_it(folder: Path) -> None:
-    _, training = read(folder)
+    description, facts = read(folder)
     images = images_of(Path(os.environ["HPM_BENCH_REAL_DATA"]) / "cifar10", "train")
-    aside = training["images"]["held_out"]
+    aside = facts["made"]["held_out"]
     rows = torch.arange(aside) * len(images) // aside
     classifier = hpm_robustbench.HPMClassifier.from_pretrained(str(folder), network=wide_resnet())
     with torch.no_grad():
         seen = classifier.embed(images.images[rows])
-        answers = seen.logits if training["tuning"]["control"] == "fc" else classifier(images.images[rows])
+        answers = seen.logits if "fc" in description.tuned_by else classifier(images.images[rows])
     right = (answers.argmax(dim=1) == images.labels[rows]).float().mean()
-    assert float(right) == pytest.approx(training["curves"][-1]["clean"], abs=1e-6)
+    assert float(right) == pytest.approx(facts["curves"][-1]["clean"], abs=1e-6)
+
+
+@pytest.mark.slow
+@with_real_images
+def test_all_of_them_go_on_trial_without_being_trained(tmp_path: Path) -> None:
+    data = write_cifar10(Path(os.environ["HPM_BENCH_REAL_DATA"]) / "cifar10", tmp_path / "cifar10.npz")
+    spec = own_spec(
+        "wide_resnets:wide_resnet",
+        str(BENCHMARKS / "wrn-10-1.safetensors"),
+        name="Base2026WRN-10-1",
+        head=None,
+        about=None,
+        dataset="cifar10",
+        threat_model=None,
+        eps="8/255",
+    )
+    tuning = Tuning(find_recipe("uniform-v1"))
+    options = RunOptions(
+        batchings=(Batching.SOLO,),
+        tuning=tuning,
+        controls=True,
+        data=data,
+        output=tmp_path,
+        finetuned=BENCHMARKS / "fine_tuned",
+    )
+    cases = list(prepare(spec, options, train=False).all_cases())
+    assert [case.spec.name for case in cases] == [spec.tuned(each.name).name for each in tuning.with_controls()]
+    assert [case.kept.folder.name for case in cases if case.kept] == [case.spec.name for case in cases]
+    assert not (tmp_path / "finetuned").exists()
