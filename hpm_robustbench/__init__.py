@@ -188,14 +188,14 @@ def _copied(model: nn.Module) -> nn.Module:
     """A copy of the caller's model, since wrapping puts the head of what it is given elsewhere."""
     from copy import deepcopy
 
-    from hpm_robustbench.errors import InvalidInput
+    from hpm_robustbench.errors import InvalidInput, first_line
 
     try:
         return deepcopy(model)
     except Exception as error:  # someone else's code
         raise InvalidInput(
             wanted="a model that copy.deepcopy can copy, so that yours stays as it is",
-            got=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            got=f"{type(error).__name__}: {first_line(error)}",
             next_step="let it keep no locks, open files or results of a call; if it was called with gradients, call it "
             "once under torch.no_grad(), or load it anew",
         ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpm_robustbench.data import CorruptedSource, DataSource, ExampleSet, select
-from hpm_robustbench.errors import UnknownName, UsageProblem
+from hpm_robustbench.errors import UnknownName, UsageProblem, first_line
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.images import check_budget, check_resolution, open_clean, open_corruptions
 from hpm_robustbench.kernels import full_precision_kernels
@@ -265,6 +265,6 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UsageProblem(
-            wanted=f"the device {name!r}", got=str(error).splitlines()[0], next_step="use --device cpu, or cuda:0"
+            wanted=f"the device {name!r}", got=first_line(error), next_step="use --device cpu, or cuda:0"
         ) from error
     return device

@@ -22,8 +22,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 200
 _MOST_SHOWN = 40
 """Names that a message lists in full; all knobs of a recipe, not all models."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line that no terminal obeys; its kind if it says nothing."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "".join(c if c.isprintable() else "?" for c in line[:_LONGEST])
 
 
 class HpmBenchError(Exception):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import InvalidInput, first_line
 from hpm_robustbench.fit_store import fit_once
 from hpm_robustbench.hpm.backbone import OneByOne, Split, fix_head, split
 from hpm_robustbench.hpm.classifier import HPMClassifier
@@ -175,7 +175,7 @@ def check_logits(model: nn.Module, dataset: Dataset, x: Tensor) -> Logits:
     except Exception as error:  # someone else's code
         raise InvalidInput(
             wanted=wanted,
-            got=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            got=f"{type(error).__name__}: {first_line(error)}",
             next_step="check that the model fits the dataset and takes NCHW images in [0, 1]",
         ) from error
     if not isinstance(answer, Tensor) or tuple(answer.shape) != (len(x), dataset.n_classes):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import UsageProblem, first_line
 
 _MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 
@@ -36,7 +36,7 @@ def enough_memory(batch_size: int, option: str = "--batch-size") -> Iterator[Non
             raise
         raise UsageProblem(
             wanted=f"memory for {batch_size} images at a time",
-            got=next(iter(str(error).splitlines()), type(error).__name__),
+            got=first_line(error),
             next_step="free some (on a CPU: fewer --workers) and repeat the command, which continues; or give "
             f"hpm-bench run a smaller {option}, which starts a new trial",
         ) from error

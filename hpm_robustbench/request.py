@@ -138,7 +138,7 @@ def chosen_spec(model: str | None, *, factory: str | None, **asked: Any) -> Mode
                 got=f"--model {model} with --factory {factory}",
                 next_step="leave one of the two out; --name names your own model",
             )
-        sys.path.insert(0, str(Path.cwd()))  # a factory beside the caller, as for python -m
+        find_beside_caller()
         return own_spec(factory, **asked)
     name, head, about = asked.pop("name"), asked.pop("head"), asked.pop("about")
     own = {"name": name, "head": head, "about": about, "weights": None if model else asked["weights"]}
@@ -155,6 +155,12 @@ def chosen_spec(model: str | None, *, factory: str | None, **asked: Any) -> Mode
             next_step=f"choose one of those that `hpm-bench list --dataset {asked['dataset']}` shows",
         )
     return spec_to_run(model or default.name, **asked)
+
+
+def find_beside_caller() -> None:
+    """Let a factory be found in the caller's folder, as for python -m."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def own_spec(

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem
+from hpm_robustbench.errors import IntegrityError, UnsafePickle, UsageProblem, first_line
 from hpm_robustbench.robustbench_compat import with_newer_timm_names
 
 READING = 1
@@ -98,7 +98,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path, device="cpu")
     except (safetensors.SafetensorError, OSError) as error:
-        raise _broken(path, f"a file that safetensors cannot read ({error})") from error
+        raise _broken(path, f"a file that safetensors cannot read ({first_line(error)})") from error
     return tensors
 
 
@@ -164,8 +164,8 @@ def _broken(path: Path, got: str) -> IntegrityError:
 def _refused(path: Path, error: Exception) -> IntegrityError:
     asked = _ASKED_FOR.search(str(error))
     if asked is None:
-        lines = str(error).splitlines() or [""]
-        return _broken(path, f"a file that cannot be read as plain tensors ({type(error).__name__}: {lines[0][:160]})")
+        said = f"{type(error).__name__}: {first_line(error)}"
+        return _broken(path, f"a file that cannot be read as plain tensors ({said})")
     needed = _unsafe_globals(path) or [asked["needed"] or asked["made"]]
     convert = "convert its state dict to .safetensors with a tool and in a place you trust, and use that file"
     allow = "add " + " ".join(f"--allow-global {name}" for name in needed)

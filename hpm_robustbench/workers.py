@@ -100,4 +100,5 @@ def _other_workers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[
     finally:
         for process in running:
             process.terminate()
-            process.wait()
+            with process:  # waits, and closes its pipe
+                pass

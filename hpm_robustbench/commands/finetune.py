@@ -16,6 +16,7 @@ from hpm_robustbench.errors import UsageProblem
 @options.hpm_knobs
 @options.recipe_options("uniform-v1")
 @options.control
+@options.controls
 @options.work_options
 @click.option("--at-once", type=click.IntRange(min=1), help="Images in memory together; by default the whole batch.")
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile where it is measured to be faster.")

@@ -105,17 +105,15 @@ def recipe_options(default: str | None) -> Decorator:
     )
 
 
-control = together(
-    click.option(
-        "--control",
-        help="Fine-tune in HPM's place: fc (the FC head alone answers), static (dataset prototypes alone), shuffled "
-        "(memberships of other images of the batch) or leave-one-out (no image in its own batch prototype).",
-    ),
-    click.option(
-        "--controls",
-        is_flag=True,
-        help="All four controls too, with the same budget, order and seed, to stand beside HPM on its card.",
-    ),
+control = click.option(
+    "--control",
+    help="Fine-tune in HPM's place: fc (the FC head alone answers), static (dataset prototypes alone), shuffled "
+    "(memberships of other images of the batch) or leave-one-out (no image in its own batch prototype).",
+)
+controls = click.option(
+    "--controls",
+    is_flag=True,
+    help="All four controls too, with the same budget, order and seed, to stand beside HPM on its card.",
 )
 finetuned = click.option(
     "--finetuned",

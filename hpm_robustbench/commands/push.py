@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @options.both_spellings("threat_model")
 @click.option("--eps")
 @options.recipe_options(None)
+@options.control
 @options.finetuned
 @options.model_dir
 @options.checksums
@@ -80,6 +81,13 @@ def push(  # the options of one command
     from hpm_robustbench.weights.offline import connections
 
     torch.set_num_threads(1)  # as when it was tried
+    if model is not None and model.startswith("hf:"):
+        raise UsageProblem(
+            wanted="the name of the base model, whose trial lies here",
+            got=f"{model}, which is published already",
+            next_step="name its base, as its config.json does; after fine-tuning also its recipe, and --finetuned with "
+            "the folder of that publication",
+        )
     destination = Destination(repo, revision, private, create_pr)
     if samples and create_pr:
         raise UsageProblem(

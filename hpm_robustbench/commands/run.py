@@ -36,6 +36,7 @@ from hpm_robustbench.commands import options
 )
 @options.recipe_options(None)
 @options.control
+@options.controls
 @options.finetuned
 @options.both_spellings(
     "corruptions_data_dir", type=options.a_path, help="Corrupted images, if not in --data or --data_dir."
@@ -84,7 +85,8 @@ def run(  # the options of one command
     of_the_model = {key: asked.pop(key) for key in options.OF_A_MODEL}
     if model is not None and model.startswith("hf:"):
         said = {key: asked.pop(key) for key in options.OF_A_DEFENCE}
-        spec, chosen, ready = published(model, run_options(knobs=(), **asked), **said, **of_the_model)
+        spec, chosen, ready, where = published(model, run_options(knobs=(), **asked), **said, **of_the_model)
+        arguments = [argument.replace(model, where) for argument in arguments]  # no branch moves between two workers
     else:
         chosen, ready = run_options(**asked), None
         spec = chosen_spec(model, **of_the_model)

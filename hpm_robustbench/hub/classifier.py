@@ -24,6 +24,7 @@ from hpm_robustbench.ledger.atomic import write_all
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.shapes import ClassPrototypes
 from hpm_robustbench.state_dict import read_state_dict
+from hpm_robustbench.training.header import RECORD
 from hpm_robustbench.zoo.licences import check_licences
 
 
@@ -81,7 +82,7 @@ class HPMClassifier(Defence):
             StorageProblem: the folder cannot be written.
         """
         files = contents(self, self.origin, include_backbone=include_backbone, means=means)
-        write_all(Path(folder), files, last=CONFIG)
+        write_all(Path(folder), files, last=CONFIG, optional=[RECORD])
 
     def push_to_hub(
         self,

@@ -24,6 +24,7 @@ from hpm_robustbench.hub.origin import Origin
 from hpm_robustbench.hub.restore import BACKBONE, Means, restore
 from hpm_robustbench.ledger.card_schema import first_problem
 from hpm_robustbench.training.header import RECORD, TENSORS
+from hpm_robustbench.training.published import belongs
 
 
 def contents(
@@ -44,6 +45,12 @@ def contents(
     """
     _check_precision(classifier)
     state = _state(classifier)
+    if origin.training is not None and not belongs(origin.training, state):
+        raise InvalidInput(
+            wanted="the tensors that the training has left, whose record goes with them",
+            got="others, changed since",
+            next_step="publish what it has left; or forget the record: replace(origin, training=None)",
+        )
     tensors = state if include_backbone else {k: t for k, t in state.items() if not k.startswith(BACKBONE)}
     file = safetensors.torch.save(tensors)
     try:
@@ -80,11 +87,11 @@ def _describe(classifier: Defence, origin: Origin, file: bytes, contains: Litera
         sha256=hashlib.sha256(file).hexdigest(),
         state_sha256=state_sha256(classifier),
         prototypes=origin.prototypes,
-        **_tuned(origin),
+        **_fine_tuning(origin),
     )
 
 
-def _tuned(origin: Origin) -> dict[str, Any]:
+def _fine_tuning(origin: Origin) -> dict[str, Any]:
     """What only the description of a fine-tuned classifier tells."""
     told = {"tuned_by": list(origin.tuned_by)} if origin.tuned_by else {}
     return told if origin.training is None else {**told, "training": hashlib.sha256(origin.training).hexdigest()}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from hpm_robustbench.errors import HpmBenchError, InvalidInput
+from hpm_robustbench.errors import HpmBenchError, InvalidInput, first_line
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.card_block import Block, EpsText, Name, Sha256
 from hpm_robustbench.ledger.card_schema import first_problem
@@ -116,8 +116,10 @@ class Description(Block):
     def _means_something(self) -> Description:
         try:
             _ = self.config, self.base.threat
-        except (HpmBenchError, TypeError) as error:
-            raise ValueError(str(error)) from error
+        except (HpmBenchError, TypeError, OverflowError) as error:
+            raise ValueError(first_line(error)) from error
+        if self.training is not None and not self.tuned_by:
+            raise ValueError("a training, and no options that ask for it")
         return self
 
     def to_text(self) -> str:

@@ -70,5 +70,7 @@ def _in_folder(folder: Path) -> Found:
 
 def _there(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise UsageProblem(wanted=f"{name} in {folder}", got="no such file", next_step="check the path")
+        raise UsageProblem(
+            wanted=f"{name} in {folder}", got="no such file", next_step="check the path, and bring the whole folder"
+        )
     return folder / name

@@ -68,18 +68,20 @@ def base_spec(base: Base, *, own: bool) -> ModelSpec:
         UsageProblem: it has another one under that name.
         InvalidInput: the weights are described as nobody describes weights.
     """
+    described = _described_weights(base)
     if own:
-        weights, head = _described_weights(base), HeadRule(base.head)
-        return ModelSpec(base.name, base.dataset, base.threat, base.factory, weights, head)
+        return ModelSpec(base.name, base.dataset, base.threat, base.factory, described, HeadRule(base.head))
     spec = spec_to_run(base.model, base.dataset, base.threat_model, base.eps)
+    if described.source == "hf" and described.locators != spec.weights.locators:
+        # The catalog's published figures say nothing of other weights.
+        spec = spec_to_run(base.model, base.dataset, base.threat_model, base.eps, base.weights)
     if spec.factory != base.factory or spec.name != base.name:
         raise UsageProblem(
             wanted=f"{base.name} as this package knows it, {spec.factory}",
             got=f"one that {base.factory} builds",
             next_step="give that network yourself: network= in Python, --factory for hpm-bench run",
         )
-    elsewhere = _described_weights(base) if base.weights.startswith("hf:") else spec.weights
-    weights = replace(elsewhere.read_like(spec.weights), sha256=tuple(base.sha256))
+    weights = replace(spec.weights, sha256=tuple(base.sha256))
     if len(weights.sha256) != len(weights.locators):
         raise _odd(base, f"{len(weights.sha256)} sha256")
     return replace(spec, weights=weights)

@@ -46,7 +46,7 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
     case = prepare(spec, _as_tried(card, options, wish.batching), train=False)
     known = any(other.factory == spec.factory for other in catalog().specs())
     network = None if known else build(spec)
-    means = Means(options.model_dir, network, options.device, options.trust)
+    means = Means(options.model_dir, network, device=options.device, trust=options.trust)
     if options.tuning is not None and "backbone" in options.tuning.learned:
         wish = replace(wish, include_backbone=True)
     if wish.samples is None:
@@ -125,7 +125,8 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
     bench = card.hpm_bench
     assert bench is not None
     solo, joint = bench.headline, bench.evaluation("hpm", Batching.JOINT)
-    defence: dict[str, Any] = bench.knobs
+    defence: dict[str, Any] = bench.asked_knobs
+    tuned_with: Any = bench.tuning.get("seed", solo.seed)
     return replace(
         options,
         n_ex=solo.n,
@@ -135,6 +136,6 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
         composition=joint.composition if joint else options.composition,
         seed=solo.seed,
         defence=HPMConfig(**defence),
-        tuning=options.tuning and replace(options.tuning, seed=solo.seed),
+        tuning=options.tuning and replace(options.tuning, seed=tuned_with),
         overwrite=True,  # nothing is written
     )

@@ -17,6 +17,7 @@ from hpm_robustbench.ledger.markdown import cell
 from hpm_robustbench.ledger.pages import in_words, label, p_value, web_address
 from hpm_robustbench.ledger.statistics import COUPLED
 from hpm_robustbench.ledger.words import counted
+from hpm_robustbench.zoo.catalog import catalog
 
 PLOT = "robustness.svg"
 
@@ -35,6 +36,7 @@ def render_pages(card: ModelCard, description: Description, repo: str, *, signed
         "batching": description.batching.name,
         "shape": description.image_shape,
         "classes": description.n_classes,
+        "own": all(spec.factory != base.factory for spec in catalog().specs()),
         "weights": base.weights,
         "sha256": base.sha256,
     }

@@ -15,6 +15,7 @@ from hpm_robustbench.errors import HpmBenchError, UploadFailed, UsageProblem
 from hpm_robustbench.hub.description import CONFIG, LIBRARY
 from hpm_robustbench.hub.eval_results import EVAL_RESULTS
 from hpm_robustbench.hub.signature import SIGNATURE, SUMS
+from hpm_robustbench.training.header import RECORD
 from hpm_robustbench.weights.hub import LOG_IN, in_one_line
 from hpm_robustbench.weights.patience import SILENCE, as_the_hub_asks, causes, pause_asked_for
 from hpm_robustbench.zoo.hub_file import HubFile
@@ -22,8 +23,8 @@ from hpm_robustbench.zoo.hub_file import HubFile
 CARD = "hpm_card.json"
 _PAGE = "README.md"
 _MAIN = "main"
-_OPTIONAL = (SUMS, SIGNATURE, EVAL_RESULTS)
-"""What ``hpm-bench push`` adds only if asked to; made for the files beside it, and wrong beside others."""
+_OPTIONAL = (SUMS, SIGNATURE, EVAL_RESULTS, RECORD)
+"""What ``hpm-bench push`` does not always add; made for the files beside it, and wrong beside others."""
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
 
 

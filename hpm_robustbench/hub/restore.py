@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from hpm_robustbench.load import take_apart
 from hpm_robustbench.state_dict import load_into
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.weights import STRICT, Trust, load_weights
-from hpm_robustbench.zoo.spec import ModelSpec
+from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef
 
 BACKBONE = "backbone."
 _REFERENCE = ("reference_features", "reference_memberships")
@@ -34,14 +34,20 @@ class Means:
     Attributes:
         model_dir: where checkpoints of base models lie.
         network: the bare base network, if the catalog does not have it; taken over.
+        weights: the base model's, if they lie elsewhere than its publication says.
         device: where to compute.
         trust: what is believed of checkpoints from elsewhere.
     """
 
     model_dir: Path = Path("models")
     network: nn.Module | None = None
+    weights: WeightsRef | None = None
     device: str | torch.device = "cpu"
     trust: Trust = STRICT
+
+    def whole(self, spec: ModelSpec) -> ModelSpec:
+        """A base model's spec with the weights that the caller brings."""
+        return spec if self.weights is None else replace(spec, weights=self.weights)
 
 
 class Restored(NamedTuple):
@@ -83,7 +89,7 @@ def _network(description: Description, spec: ModelSpec, means: Means) -> nn.Modu
     network = build(spec) if means.network is None else means.network.eval()
     if description.contains == "model":
         return network
-    return load_weights(spec, means.model_dir, trust=means.trust, network=network).model
+    return load_weights(means.whole(spec), means.model_dir, trust=means.trust, network=network).model
 
 
 def _empty(parts: Split, description: Description, state: Mapping[str, Tensor], where: str) -> Defence:

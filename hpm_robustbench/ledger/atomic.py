@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hpm_robustbench.errors import StorageProblem
@@ -49,14 +49,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def write_all(folder: Path, files: Mapping[str, bytes], *, last: str) -> None:
+def write_all(folder: Path, files: Mapping[str, bytes], *, last: str, optional: Collection[str] = ()) -> None:
     """Write files so that a folder that has ``last`` is whole, even after a crash: an old one is taken away first.
+
+    So are old ``optional`` files, which tell of what was there before.
 
     Raises:
         StorageProblem: the folder cannot be written or the disk is full.
     """
     try:
-        (folder / last).unlink(missing_ok=True)
+        for name in (last, *optional):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _problem(folder / last, error) from error
     for name in sorted(files, key=lambda name: name == last):

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from hpm_robustbench.errors import first_line
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.plan import canonical_json
 from hpm_robustbench.training.header import FACTS
@@ -51,7 +52,7 @@ def read_saved(path: Path, key: str) -> Saved | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        log.warning("ignoring %s (%s)", path, error)
+        log.warning("ignoring %s (%s)", path, first_line(error))
         return None
     return saved
 

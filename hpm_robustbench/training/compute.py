@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpm_robustbench.errors import first_line
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.memory import is_of_memory
 from hpm_robustbench.training.folding import Folded
@@ -82,7 +83,7 @@ def compile_if_faster(learner: Learner, folded: Folded | None, x: Tensor) -> boo
     try:
         rewritten = _seconds(learner, torch.compile(backbone), x)
     except Exception as error:  # whatever a compiler, or what it compiles, may raise
-        log.info("not compiled: %s", next(iter(str(error).splitlines()), type(error).__name__))
+        log.info("not compiled: %s", first_line(error))
         return False
     log.info("%.4f s a pass uncompiled, %.4f s compiled; the faster is used", plain, rewritten)
     if rewritten < plain:

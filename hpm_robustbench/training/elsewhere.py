@@ -16,7 +16,7 @@ from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat
 from hpm_robustbench.training.finetuned import lesson_of
-from hpm_robustbench.training.header import CLASSIFIER, read_facts
+from hpm_robustbench.training.header import CLASSIFIER, read_told
 from hpm_robustbench.training.kept import (
     Finetuned,
     Kept,
@@ -69,28 +69,30 @@ def take_finished(
 
 def _the_one(lesson: Lesson, model: str, place: Path) -> Path:
     wanted, tuning = asked(lesson), lesson.tuning
-    finished = {folder: read_facts(folder / CLASSIFIER) for folder in folders_of(model, tuning, place)}
-    told = {**finished, **publications(place, tuning)}
-    found = {folder: differences(wanted, facts) for folder, facts in told.items()}
-    fitting = [folder for folder, differs in found.items() if not differs]
-    if len(fitting) > 1:
+    told = publications(place, tuning)
+    if place not in told:
+        told |= {folder: read_told(folder / CLASSIFIER) or {} for folder in folders_of(model, tuning, place)}
+    found = {folder: differences(wanted, each.get("facts")) for folder, each in told.items()}
+    fitting = {told[folder]["sha256"]: folder for folder, differs in found.items() if not differs}
+    shown = {folder: folder.relative_to(place).as_posix() if folder != place else place.name for folder in told}
+    if len(fitting) > 1:  # one training may be there twice, as it was kept and as it was published
         raise UsageProblem(
             wanted=f"one finished {model}_{tuning.name} in {place}",
-            got=f"{len(fitting)} that fit: {', '.join(folder.name for folder in fitting)}",
+            got=f"{len(fitting)} that fit: {', '.join(shown[folder] for folder in fitting.values())}",
             next_step="move all but one away",
         )
     if not fitting:
-        others = [f"{folder.name}, which differs in {' and '.join(differs)}" for folder, differs in found.items()]
+        others = [f"{shown[folder]}, which differs in {' and '.join(differs)}" for folder, differs in found.items()]
         raise _refused(model, tuning, place, got="; ".join(others) or "none")
-    return fitting[0]
+    return next(iter(fitting.values()))
 
 
 def _refused(model: str, tuning: Tuning, place: Path, got: str) -> UsageProblem:
     return UsageProblem(
         wanted=f"{place / f'{model}_{tuning.name}-...'}, as `hpm-bench finetune` has left it, or a publication of it",
         got=got,
-        next_step="bring the whole folder finetuned/ from where it was trained with the same model, images, --n-ex, "
-        "budget, knobs and seed; or leave --finetuned out, to train here",
+        next_step="it has to be trained with the same model, images, --n-ex, budget, knobs and seed: ask for these, or "
+        "bring the whole folder of another training",
     )
 
 
@@ -116,7 +118,8 @@ def _in_claims(lesson: Lesson, course: FineTuning) -> Iterator[str]:
     for name, value in known.items():
         if getattr(course.made, name) != value:
             yield f"{name} {getattr(course.made, name)!r} where it is {value!r}"
-    if [point.epoch for point in course.curves] != list(range(lesson.tuning.recipe.epochs + 1)):
+    epochs = lesson.tuning.recipe.epochs + 1  # a stranger's number; no list is made that long
+    if len(course.curves) != epochs or [point.epoch for point in course.curves] != list(range(epochs)):
         yield "curves of other epochs than the recipe's"
     for point in course.curves:
         begun, known_classes = point.epoch > 0, range(lesson.training.dataset.n_classes)

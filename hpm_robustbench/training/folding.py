@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from hpm_robustbench.errors import first_line
 from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
 from hpm_robustbench.memory import is_of_memory
@@ -94,7 +95,7 @@ def fold(learner: Learner, x: Images) -> Folded | None:
     except Exception as error:  # whatever a network may raise that is called with symbols
         if is_of_memory(error):
             raise
-        log.info("normalisation is not folded: %s", next(iter(str(error).splitlines()), type(error).__name__))
+        log.info("normalisation is not folded: %s", first_line(error))
         return None
     if not same:
         log.info(

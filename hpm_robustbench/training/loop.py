@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpm_robustbench.data import ExampleSet
-from hpm_robustbench.errors import Diverged, HpmBenchError, UsageProblem
+from hpm_robustbench.errors import Diverged, HpmBenchError, UsageProblem, first_line
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
 from hpm_robustbench.ledger.fine_tuning import Point
@@ -330,7 +330,7 @@ class Loop:
                 raise
             raise UsageProblem(
                 wanted="the compiler that this training began with",
-                got=next(iter(str(error).splitlines()), type(error).__name__),
+                got=first_line(error),
                 next_step="repair it, or delete checkpoint.safetensors in the training's folder and begin anew without",
             ) from error
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.errors import UsageProblem, first_line
 from hpm_robustbench.memory import is_of_memory
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def fitting(at_once: int, attempt: Callable[[int], T]) -> tuple[int, T]:
             if at_once == 1:
                 raise UsageProblem(
                     wanted="memory for images that pass one at a time, and then for the answers of a batch",
-                    got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    got=first_line(error),
                     next_step="free some, train on a larger device, or take smaller batches with --tune batch_size=...",
                 ) from error
         # Outside the handler: the error's traceback holds on to what did not fit.

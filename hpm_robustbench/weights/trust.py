@@ -30,12 +30,22 @@ class Trust:
         """What each file of a checkpoint must be; None where nobody has said so.
 
         Raises:
+            IntegrityError: the reference itself says otherwise than what is known.
             HpmBenchError: see ``known_checksums``.
         """
         known = known_checksums(self.checksums)  # also where it is not needed: a file that is not there is a mistake
-        if reference.sha256:
-            return [Checksum(sha256) for sha256 in reference.sha256]
-        return [known.get(locator) for locator in reference.full_locators]
+        trusted = [known.get(locator) for locator in reference.full_locators]
+        if not reference.sha256:
+            return trusted
+        described = [Checksum(sha256) for sha256 in reference.sha256]
+        for locator, one, other in zip(reference.full_locators, trusted, described, strict=False):
+            if one is not None and not one.matches(other):
+                raise IntegrityError(
+                    wanted=f"{locator} with {one}, as you or this package trust it",
+                    got=f"a description by which it has {other}",
+                    next_step="do not use what is described so, or correct the file of --checksums",
+                )
+        return list(described)
 
 
 STRICT = Trust()

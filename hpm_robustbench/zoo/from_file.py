@@ -40,21 +40,30 @@ def spec_from_factory(
     Raises:
         UsageProblem: the name or the factory is not written as it should be.
     """
-    if not _FACTORY.fullmatch(factory):
-        raise UsageProblem(
-            wanted="a factory written as package.module:function",
-            got=repr(factory[:160]),
-            next_step="name an importable function that takes no arguments and returns the network",
-        )
     return ModelSpec(
         name=name,
         dataset=dataset,
         threat=threat,
-        factory=f"python:{factory}",
+        factory=factory_from_text(factory),
         weights=weights_from_text(str(weights)),
         head=HeadRule(head),
         paper=paper or Paper(),
     )
+
+
+def factory_from_text(text: str) -> str:
+    """A spec's factory from ``package.module:function``.
+
+    Raises:
+        UsageProblem: it is not written so.
+    """
+    if not _FACTORY.fullmatch(text):
+        raise UsageProblem(
+            wanted="a factory written as package.module:function",
+            got=repr(text[:160]),
+            next_step="name an importable function that takes no arguments and returns the network",
+        )
+    return f"python:{text}"
 
 
 def weights_from_text(text: str) -> WeightsRef:

@@ -20,6 +20,8 @@ from hpm_robustbench.hub.origin import Origin, base_spec
 from hpm_robustbench.ledger import atomic
 from hpm_robustbench.load import wrap
 from hpm_robustbench.threat import Batching, Dataset
+from hpm_robustbench.training.checkpoint import Saved, write_saved
+from hpm_robustbench.training.published import record
 from hpm_robustbench.training.recipe import RECIPES, Control, Tuning, find_recipe
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.builtin import builtin_specs
@@ -212,6 +214,17 @@ def test_a_base_whose_weights_lie_on_the_hub_is_read_as_the_catalogs_own(name):
     assert (found.source, found.locators) == ("hf", elsewhere.locators)
 
 
+def test_a_base_of_other_weights_has_none_of_the_published_figures():
+    [spec] = [spec for spec in catalog().specs("cifar10", "Linf") if spec.name == "Wong2020Fast"]
+    assert spec.paper.autoattack_acc is not None
+    elsewhere = WeightsRef("hf", (f"evil/weights@{'a' * 40}:model.safetensors",), ("0" * 64,))
+    images = Dataset("cifar10", 10, (3, 32, 32))
+    found = base_spec(Origin(replace(spec, weights=elsewhere), images, "class means").to_base(), own=False)
+    assert (found.paper.clean_acc, found.paper.autoattack_acc, found.paper.reported) == (None, None, None)
+    own = replace(spec.weights, sha256=("0" * 64,))
+    assert base_spec(Origin(replace(spec, weights=own), images, "").to_base(), own=False).paper == spec.paper
+
+
 def test_what_cannot_be_described_is_refused_before_anything_is_written(tmp_path):
     classifier = made()
     classifier.origin = replace(classifier.origin, tuned_by=("--recipe", "head; id"))
@@ -273,6 +286,24 @@ def test_the_classifier_has_its_name_at_the_front_door():
     assert made().origin.images == Dataset("digits", 10, (1, 8, 8))
     with pytest.raises(AttributeError, match="no attribute 'HPMclassifier'"):
         _ = hpm_robustbench.HPMclassifier
+
+
+def test_a_record_of_training_goes_with_its_tensors_and_with_no_others(tmp_path):
+    classifier = made()
+    write_saved(tmp_path / "classifier.safetensors", Saved(dict(classifier.state_dict()), {"key": "x"}))
+    told = ("--recipe", "prototypes")
+    plain, tuned = classifier.origin, replace(classifier.origin, tuned_by=told, training=record(tmp_path))
+    classifier.origin = tuned
+    classifier.save_pretrained(tmp_path / "saved")
+    back = HPMClassifier.from_pretrained(str(tmp_path / "saved"))
+    assert back.origin == tuned
+    back.beta += 0.25
+    with pytest.raises(InvalidInput, match=r"got others, changed since.*replace\(origin, training=None\)"):
+        back.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    classifier.origin = plain
+    classifier.save_pretrained(tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_folder_that_is_written_again_has_a_description_only_when_it_is_whole(tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_a_published_model_is_tried_on_the_same_road(case, hub, push, tmp_path):
     sent = json.loads(push("--include-backbone", "--format", "json").stdout)
     of_nobody = dict.fromkeys(("dataset", "threat_model", "eps", "weights", "name", "head", "about", "factory"))
     options = RunOptions(n_ex=500, batchings=tuple(Batching), output=tmp_path / "again")
-    spec, options, ready = published(f"hf:{REPO}@main", options, **of_nobody)
+    spec, options, ready, _ = published(f"hf:{REPO}@main", options, **of_nobody)
     again = prepare(spec, options, model=ready)
     assert [plan.run_key for plan, _ in again.trials] == [plan.run_key for plan, _ in case.trials]
     assert again.weights_sha256 == case.weights_sha256

@@ -44,7 +44,12 @@ def test_a_second_time_nothing_is_sent_and_one_changed_file_goes_alone(hub):
     assert sum(a.method == "PUT" for a in hub.asked) == 1
 
 
-OPTIONAL = {"SHA256SUMS": b"1", "SHA256SUMS.sig": b"2", ".eval_results/hpm-robustbench.yaml": b"- 3\n"}
+OPTIONAL = {
+    "SHA256SUMS": b"1",
+    "SHA256SUMS.sig": b"2",
+    ".eval_results/hpm-robustbench.yaml": b"- 3\n",
+    "training.json": b"{}",
+}
 
 
 def test_what_an_earlier_push_added_goes_in_the_same_commit_and_other_peoples_files_stay(hub, loopback):

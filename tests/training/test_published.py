@@ -16,11 +16,12 @@ from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.threat import ThreatModel
+from hpm_robustbench.training import elsewhere, finetuned
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.elsewhere import take_finished
 from hpm_robustbench.training.finetuned import finetune_once
 from hpm_robustbench.training.kept import Finetuned
-from hpm_robustbench.training.published import knobs_before, record
+from hpm_robustbench.training.published import asked_of, belongs, publications, record
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe
 
 LINF = ThreatModel.parse("Linf", "0.1")
@@ -76,8 +77,48 @@ def test_one_is_found_among_its_controls(wrapped, digits, made: Finetuned, tmp_p
     with pytest.raises(UsageProblem, match="got none"):
         take_finished("Small", wrapped, digits, LINF, Tuning(HEAD.recipe, Control.FC), place)
     shutil.copytree(place / "hpm", place / "again")
-    with pytest.raises(UsageProblem, match="2 that fit: again, hpm"):
-        take_finished("Small", wrapped, digits, LINF, Tuning(HEAD.recipe), place)
+    shutil.copytree(hpm.folder, place / hpm.folder.name)
+    taken = take_finished("Small", wrapped, digits, LINF, Tuning(HEAD.recipe), place)
+    assert state_sha256(taken.classifier) == state_sha256(hpm.classifier), "one training in three places"
+
+
+def test_nothing_is_sought_below_a_publication(wrapped, digits, made: Finetuned, tmp_path: Path) -> None:
+    place = publish(made, tmp_path / "published")
+    other = json.loads((place / "training.json").read_text())
+    other["facts"]["asked"]["budget"] = ["Linf", "1/2"]
+    publish(made, place / "below")
+    (place / "training.json").write_text(json.dumps(other))
+    with pytest.raises(UsageProblem, match="got published, which differs in budget"):
+        take_finished("Small", wrapped, digits, LINF, HEAD, place)
+    (place / "training.json").unlink()
+    assert take_finished("Small", wrapped, digits, LINF, HEAD, place).folder == place / "below"
+
+
+def test_a_record_that_no_training_can_have_is_not_read(made: Finetuned, tmp_path: Path) -> None:
+    place = publish(made, tmp_path / "published")
+    assert publications(place, HEAD).keys() == {place}
+    with (place / "training.json").open("a") as file:
+        file.write(" " * (1 << 20))
+    assert publications(place, HEAD) == {}
+
+
+def test_what_was_changed_since_belongs_to_no_record(made: Finetuned) -> None:
+    tensors = dict(made.classifier.state_dict())
+    assert belongs(record(made.folder), {**tensors, "reference_features": torch.zeros(1)})
+    assert not belongs(record(made.folder), {**tensors, "tau": tensors["tau"] + 1})
+    assert not belongs(b"[]", tensors)
+
+
+def test_what_is_gone_cannot_be_published(made: Finetuned) -> None:
+    shutil.rmtree(made.folder)
+    with pytest.raises(UsageProblem, match="bring it back, or repeat the training"):
+        record(made.folder)
+
+
+def test_more_epochs_than_any_memory_holds_are_only_counted(wrapped, digits, made: Finetuned) -> None:
+    """A stranger's recipe says how many there were; the curves beside it do not."""
+    lesson = finetuned.lesson_of(wrapped, digits, LINF, Tuning(HEAD.recipe.with_knobs({"epochs": str(10**15)})))
+    assert "curves of other epochs than the recipe's" in list(elsewhere._in_claims(lesson, made.course))
 
 
 def torn(folder: Path) -> None:
@@ -119,15 +160,37 @@ def test_a_record_that_is_none_is_no_training(wrapped, digits, made: Finetuned, 
     with pytest.raises(UsageProblem, match="got none"):
         take_finished("Small", wrapped, digits, LINF, HEAD, folder)
     with pytest.raises(InvalidInput, match="tells what its training was asked for"):
-        knobs_before(folder)
+        asked_of(folder)
 
 
 def test_the_knobs_are_those_before_a_control_changed_them(made: Finetuned, tmp_path: Path) -> None:
     folder = publish(made, tmp_path / "published")
     assert made.classifier.config.beta == 0
-    assert knobs_before(folder) == HPMConfig()
+    assert asked_of(folder) == (HPMConfig(), 0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "seed", "match"),
+    [
+        ({"beta": "0.5"}, 0, "beta in"),
+        ({"beta": 10**400}, 0, "too large|beta in"),
+        ({"\x1b[2J\x1b]0;owned\x07": 1}, 0, "among the knobs"),
+        ({"knob" * 10**5: 1}, 0, "among the knobs"),
+        ({"distance": "\x1b[2J" * 10**5}, 0, "distance"),
+        ([], 0, "AttributeError"),
+        ({}, -1, "the seed -1"),
+        ({}, True, "the seed True"),
+        ({}, "\x1b" * 10**5, "the seed"),
+        ({}, 2**63, "the seed 9223372036854775808"),
+    ],
+)
+def test_a_strangers_record_is_refused_in_one_short_line(made: Finetuned, tmp_path: Path, knobs, seed, match) -> None:
+    folder = publish(made, tmp_path / "published")
     told = json.loads((folder / "training.json").read_text())
-    told["facts"]["asked"]["knobs of HPM"]["beta"] = "0.5"
+    told["facts"]["asked"]["knobs of HPM"] = knobs
+    told["facts"]["asked"]["recipe, knobs or seed"]["seed"] = seed
     (folder / "training.json").write_text(json.dumps(told))
-    with pytest.raises(InvalidInput, match="beta in"):
-        knobs_before(folder)
+    with pytest.raises(InvalidInput, match=match) as refused:
+        asked_of(folder)
+    assert len(refused.value.got) < 300
+    assert refused.value.got.isprintable()

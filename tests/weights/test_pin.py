@@ -86,6 +86,17 @@ def test_the_right_sha256_with_another_size_is_not_the_file(spec, server, torch_
         locate(spec, tmp_path / "models", Never(), Trust(pins))
 
 
+def test_a_description_does_not_overrule_what_was_pinned(spec, server, torch_bytes, tmp_path):
+    server.content = torch_bytes(STATE)
+    pins = tmp_path / "checksums.json"
+    pin(spec, tmp_path / "models", pins, Web())
+    [trusted] = Trust(pins).expected(spec.weights)
+    described = replace(spec.weights, sha256=(trusted.sha256,))
+    assert [each.sha256 for each in Trust(pins).expected(described)] == [trusted.sha256]
+    with pytest.raises(IntegrityError, match=f"{trusted.sha256}.*as you or this package trust it; got a description"):
+        Trust(pins).expected(replace(spec.weights, sha256=("0" * 64,)))
+
+
 def test_a_file_that_changed_is_not_pinned_again(spec, server, torch_bytes, tmp_path):
     server.content = torch_bytes(STATE)
     pins = tmp_path / "checksums.json"
