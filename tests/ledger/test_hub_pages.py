@@ -117,6 +117,21 @@ def test_what_was_not_fine_tuned_says_nothing_of_c1(card):
     assert "C1" not in page and "credited" not in page
 
 
+def test_the_page_says_what_it_takes_to_try_it_again(golden_cards):
+    """A network that the catalog does not have is brought by the caller; after fine-tuning its base's weights, too."""
+    own = DESCRIPTION.model_copy(
+        update={"base": DESCRIPTION.base.model_copy(update={"factory": "python:my.models:net"})}
+    )
+    for card in golden_cards:
+        command = "hpm-bench run --model hf:me/model@main"
+        brought = " --factory MODULE:FUNCTION --weights BASE" if card.hpm_bench.tuning else " --factory MODULE:FUNCTION"
+        for description, more in ((DESCRIPTION, ""), (own, brought)):
+            page = render_pages(card, description, "me/model")["README.md"].decode()
+            assert f"{command}{more}    # put it on trial again\n" in page
+            assert ("The function builds the untrained network" in page) is bool(more)
+            assert ("`training.json` tells" in page) is bool(card.hpm_bench.tuning)
+
+
 def test_what_is_answered_in_batches_says_that_images_are_coupled(card, make_card, corrupted_card):
     pages = [render_pages(each, DESCRIPTION, "me/model")["README.md"].decode() for each in (card, make_card("Alone"))]
     assert [page.count(COUPLED) for page in pages] == [1, 0]
