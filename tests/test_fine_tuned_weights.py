@@ -17,7 +17,7 @@ from hpm_robustbench.hub.description import CONFIG, Description, read_descriptio
 from hpm_robustbench.request import own_spec, tuning_of
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
-from hpm_robustbench.training.header import RECORD, read_facts
+from hpm_robustbench.training.header import read_record
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -27,9 +27,9 @@ with_real_images = pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, r
 
 
 def read(folder: Path) -> tuple[Description, dict[str, Any]]:
-    facts = read_facts(folder / RECORD)
-    assert facts is not None
-    return read_description((folder / CONFIG).read_bytes(), str(folder)), facts
+    told = read_record(folder)
+    assert told is not None
+    return read_description((folder / CONFIG).read_bytes(), str(folder)), told["facts"]
 
 
 @of_each
