@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpm_robustbench.commands import options
-from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.errors import InvalidInput, UsageProblem, first_line
 
 if TYPE_CHECKING:
     from hpm_robustbench.ledger.card_schema import ModelCard
@@ -51,7 +51,7 @@ def _valid(path: Path) -> ModelCard:
     except UsageProblem as error:
         raise _strange(path, f"{error.got} where it wants {error.wanted}") from error
     except (TypeError, OverflowError) as error:  # a knob that nobody knows, or a number beyond any
-        raise _strange(path, str(error)) from error
+        raise _strange(path, first_line(error)) from error
     return found
 
 

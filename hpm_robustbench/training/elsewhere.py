@@ -16,7 +16,7 @@ from hpm_robustbench.ledger.fine_tuning import FineTuning
 from hpm_robustbench.load import Wrapped
 from hpm_robustbench.threat import Threat
 from hpm_robustbench.training.finetuned import lesson_of
-from hpm_robustbench.training.header import CLASSIFIER, read_told
+from hpm_robustbench.training.header import CLASSIFIER, RECORD, read_told
 from hpm_robustbench.training.kept import (
     Finetuned,
     Kept,
@@ -70,7 +70,7 @@ def take_finished(
 def _the_one(lesson: Lesson, model: str, place: Path) -> Path:
     wanted, tuning = asked(lesson), lesson.tuning
     told = publications(place, tuning)
-    if place not in told:
+    if not (place / RECORD).exists():  # below a publication nobody has looked at anything
         told |= {folder: read_told(folder / CLASSIFIER) or {} for folder in folders_of(model, tuning, place)}
     found = {folder: differences(wanted, each.get("facts")) for folder, each in told.items()}
     fitting = {told[folder]["sha256"]: folder for folder, differs in found.items() if not differs}

@@ -90,6 +90,12 @@ def test_nothing_is_sought_below_a_publication(wrapped, digits, made: Finetuned,
     (place / "training.json").write_text(json.dumps(other))
     with pytest.raises(UsageProblem, match="got published, which differs in budget"):
         take_finished("Small", wrapped, digits, LINF, HEAD, place)
+    other["facts"]["asked"]["recipe, knobs or seed"]["name"] = "another"
+    (place / "training.json").write_text(json.dumps(other))
+    shutil.copytree(made.folder, place / made.folder.name)
+    with pytest.raises(UsageProblem, match="got none"):
+        take_finished("Small", wrapped, digits, LINF, HEAD, place)
+    shutil.rmtree(place / made.folder.name)
     (place / "training.json").unlink()
     assert take_finished("Small", wrapped, digits, LINF, HEAD, place).folder == place / "below"
 
