@@ -39,7 +39,7 @@ def finetune(  # the options of one command
 
     The same command continues an interrupted training. `hpm-bench run` with the same --recipe puts the result on trial.
     """
-    if model is not None and model.startswith("hf:"):
+    if options.is_published(model):
         raise UsageProblem(
             wanted="the name of a base model, which is wrapped and then fine-tuned",
             got=f"{model}, which is wrapped already",

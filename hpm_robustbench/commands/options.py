@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import click
 
@@ -93,6 +93,11 @@ subject_options = together(
 
 
 hpm_knobs = click.option("--hpm", "knobs", multiple=True, metavar="KNOB=VALUE", help="A knob of HPM, e.g. beta=0.3.")
+
+
+def is_published(model: str | None) -> TypeGuard[str]:
+    """Whether ``--model`` names a published model instead of a base model."""
+    return model is not None and model.startswith("hf:")
 
 
 def recipe_options(default: str | None) -> Decorator:

@@ -81,7 +81,7 @@ def push(  # the options of one command
     from hpm_robustbench.weights.offline import connections
 
     torch.set_num_threads(1)  # as when it was tried
-    if model is not None and model.startswith("hf:"):
+    if options.is_published(model):
         raise UsageProblem(
             wanted="the name of the base model, whose trial lies here",
             got=f"{model}, which is published already",

@@ -83,7 +83,7 @@ def run(  # the options of one command
     from hpm_robustbench.workers import default_workers, evaluate_together
 
     of_the_model = {key: asked.pop(key) for key in options.OF_A_MODEL}
-    if model is not None and model.startswith("hf:"):
+    if options.is_published(model):
         said = {key: asked.pop(key) for key in options.OF_A_DEFENCE}
         spec, chosen, ready, where = published(model, run_options(knobs=(), **asked), **said, **of_the_model)
         arguments = [argument.replace(model, where) for argument in arguments]  # no branch moves between two workers
