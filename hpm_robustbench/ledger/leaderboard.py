@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from hpm_robustbench.errors import Drift, InvalidInput
+from hpm_robustbench.errors import Drift, InvalidInput, UsageProblem
 from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.ledger.card_bench import HpmBench
 from hpm_robustbench.ledger.card_corruptions import CorruptionBench
@@ -51,12 +51,13 @@ def build(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> Path:
     Pages of models that have no card any more are removed; files of other makers are left alone.
 
     Raises:
+        UsageProblem: there is no folder of cards; nothing was written.
         InvalidInput: a card breaks its contract; nothing was written.
         StorageProblem: ``out`` cannot be written.
     """
     files = render(cards_dir, msa)
     if not _files(cards_dir):
-        log.warning("no model cards in %s, so the page is empty; hpm-bench run writes one, or name --output", cards_dir)
+        log.warning("no model cards in %s, so the page is empty; hpm-bench run writes one", cards_dir)
     for name, content in files.items():
         write_atomic(out / name, content)
     for page in sorted(out.glob(_PAGES)):
@@ -72,6 +73,7 @@ def check(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> None:
 
     Raises:
         Drift: names the files that differ, are missing, or do not belong there.
+        UsageProblem: there is no folder of cards.
         InvalidInput: a card breaks its contract.
     """
     wanted = {name: content.encode() for name, content in render(cards_dir, msa).items()}
@@ -92,6 +94,12 @@ def check(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> None:
 
 def render(cards_dir: Path, msa: StepsOf | None = None) -> dict[str, str]:
     """Every file of the board by its name; the index comes last, so that it never names a page that is not there."""
+    if not cards_dir.is_dir():
+        raise UsageProblem(
+            wanted=f"a folder {cards_dir} of model cards",
+            got="none",
+            next_step="name the folder that holds it with --output; hpm-bench run writes the first card",
+        )
     cards = _load(cards_dir)
     attacked = tracks((card for card in cards if isinstance(card.hpm_bench, HpmBench)), msa)
     corrupted = corruption_tracks(card for card in cards if isinstance(card.hpm_bench, CorruptionBench))

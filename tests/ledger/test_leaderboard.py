@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpm_robustbench.errors import Drift, InvalidInput, StorageProblem
+from hpm_robustbench.errors import Drift, InvalidInput, StorageProblem, UsageProblem
 from hpm_robustbench.ledger.card_bench import Weights
 from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.leaderboard import build, check
@@ -59,7 +59,14 @@ def test_the_committed_board_follows_from_the_committed_cards(golden, tmp_path):
     assert contents(tmp_path) == contents(golden / "leaderboard")
 
 
+def test_a_place_without_a_folder_of_cards_is_not_made_a_board(tmp_path):
+    with pytest.raises(UsageProblem, match=r"a folder .*model_cards of model cards; got none.*--output"):
+        build(tmp_path / "model_cards", tmp_path / "leaderboard")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_board_without_cards_says_so_and_what_to_do(tmp_path, caplog):
+    (tmp_path / "model_cards").mkdir()
     page = build(tmp_path / "model_cards", tmp_path / "leaderboard")
     assert page.exists()
     assert f"no model cards in {tmp_path / 'model_cards'}" in caplog.text
@@ -161,7 +168,7 @@ def test_small_p_values_are_not_called_zero():
 
 
 def test_no_cards_give_a_friendly_page(tmp_path, read_html):
-    index = build(tmp_path / "nowhere", tmp_path / "board")
+    index = build(tmp_path, tmp_path / "board")
     assert "There is no model card to show" in read_html(index).text
     assert json.loads((tmp_path / "board" / "leaderboard.json").read_text()) == {"rows": []}
 

@@ -53,7 +53,7 @@ def test_the_order_is_robustbenchs():
 def test_every_figure_is_shown_as_it_was_published(tmp_path, read_html):
     if "HPM_BENCH_REAL_DATA" not in os.environ:
         pytest.skip("HPM_BENCH_REAL_DATA is not set, so RobustBench's published figures are not at hand")
-    page = build(tmp_path / "cards", tmp_path / "board").parent / "published.html"
+    page = build(tmp_path, tmp_path / "board").parent / "published.html"
     text = read_html(page).text
     with (Path(os.environ["HPM_BENCH_REAL_DATA"]) / "robustbench_published.csv").open(newline="") as stream:
         for row in csv.DictReader(stream):
@@ -62,7 +62,7 @@ def test_every_figure_is_shown_as_it_was_published(tmp_path, read_html):
 
 
 def test_columns_are_robustbenchs(read_html, tmp_path):
-    headers = read_html(build(tmp_path / "cards", tmp_path / "board").parent / "published.html").headers
+    headers = read_html(build(tmp_path, tmp_path / "board").parent / "published.html").headers
     shared = ["Rank", "Method", "Standard accuracy"]
     ends = ["Extra data", "Architecture", "Venue"]
     attacked = ["AutoAttack robust accuracy", "Best known robust accuracy", "AA eval. potentially unreliable", "eps"]
@@ -90,7 +90,7 @@ def test_a_break_in_a_venue_is_a_space_and_everything_else_is_text(read_html, tm
 
 
 def test_the_page_says_whose_numbers_these_are_and_leads_back(read_html, tmp_path):
-    board = build(tmp_path / "cards", tmp_path / "board").parent
+    board = build(tmp_path, tmp_path / "board").parent
     page = read_html(board / "published.html")
     assert "None of these numbers was measured here" in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a" and "href" in attributes]
