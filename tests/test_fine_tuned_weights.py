@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from cifar10 import images_of, write_cifar10
+from real_networks import cnn_a
+from torch import nn
 from wide_resnets import wide_resnet
 
-import hpm_robustbench
+from hpm_robustbench import HPMClassifier
 from hpm_robustbench.case import prepare
 from hpm_robustbench.hub.description import CONFIG, Description, read_description
 from hpm_robustbench.request import own_spec, tuning_of
@@ -21,21 +24,37 @@ from hpm_robustbench.training.header import read_record
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+REAL_DATA = Path(os.environ.get("HPM_BENCH_REAL_DATA", ""))
+
+
+class Base(NamedTuple):
+    """What classifiers were fine-tuned from: the untrained network, its checkpoint, and the budget."""
+
+    network: Callable[[], nn.Module]
+    checkpoint: Path
+    eps: str
+
+
+BASES = {
+    "Base2026WRN-10-1": Base(wide_resnet, BENCHMARKS / "wrn-10-1.safetensors", "8/255"),
+    "CrownCnnA-Adversarial": Base(cnn_a, REAL_DATA / "weights" / "cifar_cnn_a_adv.model", "2/255"),
+}
 FOLDERS = sorted((BENCHMARKS / "fine_tuned").iterdir())
 of_each = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
 with_real_images = pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, reason="HPM_BENCH_REAL_DATA is not set")
 
 
-def read(folder: Path) -> tuple[Description, dict[str, Any]]:
+def read(folder: Path) -> tuple[HPMClassifier, Description, dict[str, Any]]:
     told = read_record(folder)
     assert told is not None
-    return read_description((folder / CONFIG).read_bytes(), str(folder)), told["facts"]
+    description = read_description((folder / CONFIG).read_bytes(), str(folder))
+    network = BASES[description.base.model].network()
+    return HPMClassifier.from_pretrained(str(folder), network=network), description, told["facts"]
 
 
 @of_each
 def test_they_are_loaded_as_they_were_published(folder: Path) -> None:
-    description, facts = read(folder)
-    classifier = hpm_robustbench.HPMClassifier.from_pretrained(str(folder), network=wide_resnet())
+    classifier, description, facts = read(folder)
     colours = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0])] * 3)
     logits = classifier(colours[:, :, None, None].expand(-1, *description.images.image_shape))
     assert logits.isfinite().all() and logits.argmax(dim=1).unique().numel() > 1
@@ -49,11 +68,10 @@ def test_they_are_loaded_as_they_were_published(folder: Path) -> None:
 @with_real_images
 @of_each
 def test_they_answer_the_held_out_images_as_their_training_measured_it(folder: Path) -> None:
-    description, facts = read(folder)
-    images = images_of(Path(os.environ["HPM_BENCH_REAL_DATA"]) / "cifar10", "train")
+    classifier, description, facts = read(folder)
+    images = images_of(REAL_DATA / "cifar10", "train")
     aside = facts["made"]["held_out"]
     rows = torch.arange(aside) * len(images) // aside
-    classifier = hpm_robustbench.HPMClassifier.from_pretrained(str(folder), network=wide_resnet())
     with torch.no_grad():
         seen = classifier.embed(images.images[rows])
         answers = seen.logits if "fc" in description.tuned_by else classifier(images.images[rows])
@@ -63,17 +81,19 @@ def test_they_answer_the_held_out_images_as_their_training_measured_it(folder: P
 
 @pytest.mark.slow
 @with_real_images
-def test_all_of_them_go_on_trial_without_being_trained(tmp_path: Path) -> None:
-    data = write_cifar10(Path(os.environ["HPM_BENCH_REAL_DATA"]) / "cifar10", tmp_path / "cifar10.npz")
+@pytest.mark.parametrize("name", BASES)
+def test_all_of_a_base_go_on_trial_without_being_trained(name: str, tmp_path: Path) -> None:
+    base = BASES[name]
+    data = write_cifar10(REAL_DATA / "cifar10", tmp_path / "cifar10.npz")
     spec = own_spec(
-        "wide_resnets:wide_resnet",
-        str(BENCHMARKS / "wrn-10-1.safetensors"),
-        name="Base2026WRN-10-1",
+        f"{base.network.__module__}:{base.network.__name__}",
+        str(base.checkpoint),
+        name=name,
         head=None,
         about=None,
         dataset="cifar10",
         threat_model=None,
-        eps="8/255",
+        eps=base.eps,
     )
     tuning = Tuning(find_recipe("uniform-v1"))
     options = RunOptions(

@@ -231,13 +231,15 @@ def test_what_a_compiler_began_it_continues(
         Loop(lesson(wrapped, digits, quick)).run(path, key="k")
 
 
-def test_a_class_without_members_is_reported(wrapped, digits, quick) -> None:
+def test_a_class_without_members_is_reported(wrapped, digits, quick, tmp_path: Path) -> None:
     with torch.no_grad():
         bias = wrapped.classifier.fc.bias
         assert isinstance(bias, nn.Parameter)
         bias[4] = -1e3
-    result = Loop(lesson(wrapped, digits, quick.with_knobs({"learning_rate": 1e-6}))).run()
-    assert 4 in result.curves[-1].unsupported
+    tuning = Tuning(quick.with_knobs({"learning_rate": 1e-6}))
+    course = finetune_once("Small", wrapped, digits, LINF, tuning, tmp_path, Compute()).course
+    assert course.curves[-1].unsupported == [4]
+    assert "In the last epoch the FC head put no training image into class 4: no batch prototype." in course.reports
 
 
 def test_who_waits_is_told_where_a_training_is_also_inside_a_step(
