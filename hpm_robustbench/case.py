@@ -30,6 +30,7 @@ from hpm_robustbench.training.elsewhere import check_made_alike, take_finished
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.finetuned import finetune_once, no_training_images, on_trial
 from hpm_robustbench.training.kept import Finetuned, Kept
+from hpm_robustbench.training.learner import check_learns
 from hpm_robustbench.training.recipe import Control, Tuning
 from hpm_robustbench.weights import check_local, load_weights
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -217,6 +218,8 @@ def fine_tune(spec: ModelSpec, options: RunOptions, tunings: Sequence[Tuning]) -
 
 def _keep(spec: ModelSpec, start: Start, options: RunOptions, tunings: Sequence[Tuning], *, train: bool) -> list[Kept]:
     """Fine-tune whatever is not finished; features of a fixed backbone are computed once, and dropped in the end."""
+    for tuning in tunings:  # a control that cannot learn is told before hours of HPM
+        check_learns(start.wrapped.classifier, tuning, start.wrapped.fixed)
     features, compute = Features(), options.compute if train else None
     kept = [_finetuned(spec, start, options, tuning, compute, features).kept for tuning in tunings]
     if options.finetuned is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -19,12 +19,8 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def enough_memory(batch_size: int, option: str = "--batch-size") -> Iterator[None]:
+def memory_for(what: str, next_step: str) -> Iterator[None]:
     """Turn an error that says that memory has ended into one that says what needs less of it.
-
-    Args:
-        batch_size: images that are worked on together.
-        option: of ``hpm-bench run``, which sets that number.
 
     Raises:
         UsageProblem: memory has ended.
@@ -34,9 +30,13 @@ def enough_memory(batch_size: int, option: str = "--batch-size") -> Iterator[Non
     except (RuntimeError, MemoryError) as error:
         if not is_of_memory(error):
             raise
-        raise UsageProblem(
-            wanted=f"memory for {batch_size} images at a time",
-            got=first_line(error),
-            next_step="free some (on a CPU: fewer --workers) and repeat the command, which continues; or give "
-            f"hpm-bench run a smaller {option}, which starts a new trial",
-        ) from error
+        raise UsageProblem(wanted=f"memory for {what}", got=first_line(error), next_step=next_step) from error
+
+
+def enough_memory(batch_size: int, option: str = "--batch-size") -> AbstractContextManager[None]:
+    """See ``memory_for``: for ``batch_size`` images at a time, as an ``option`` of ``hpm-bench run`` sets it."""
+    return memory_for(
+        f"{batch_size} images at a time",
+        "free some (on a CPU: fewer --workers) and repeat the command, which continues; or give hpm-bench run a "
+        f"smaller {option}, which starts a new trial",
+    )

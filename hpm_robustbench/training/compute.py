@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hpm_robustbench.errors import first_line
+from hpm_robustbench.errors import UsageProblem, first_line
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.memory import is_of_memory
 from hpm_robustbench.training.folding import Folded
@@ -31,11 +33,35 @@ class Compute:
             ends. Changes rounding, and nothing else.
         compiled: let torch.compile rewrite the backbone, where that is measured to be faster. Changes rounding.
         checkpoint_every: seconds between two checkpoints.
+
+    Raises:
+        UsageProblem: seconds that are none.
     """
 
     at_once: int | None = None
     compiled: bool = False
     checkpoint_every: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.checkpoint_every < math.inf:  # NaN too, after which there would never be one
+            raise UsageProblem(
+                wanted="a time between two checkpoints",
+                got=f"{self.checkpoint_every / 60:g} minutes",
+                next_step="give --checkpoint-minutes 5, or 0 for one after each step",
+            )
+
+
+@contextmanager
+def as_many_threads(number: int) -> Iterator[None]:
+    """Inside, torch computes with so many threads on a CPU; outside, with as many as before."""
+    before = torch.get_num_threads()
+    if number != before:
+        log.info("training in %d threads, as it began", number)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def precision_on(device: torch.device, recipe: Recipe) -> torch.dtype:

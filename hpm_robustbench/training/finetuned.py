@@ -26,8 +26,9 @@ from hpm_robustbench.fit_store import fit_key
 from hpm_robustbench.ledger.fine_tuning import Made
 from hpm_robustbench.ledger.plan import digest
 from hpm_robustbench.load import Wrapped
+from hpm_robustbench.memory import memory_for
 from hpm_robustbench.threat import Threat, ThreatModel
-from hpm_robustbench.training.compute import Compute, precision_on, prefer_channels_last
+from hpm_robustbench.training.compute import Compute, as_many_threads, precision_on, prefer_channels_last
 from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.header import CLASSIFIER, read_facts
 from hpm_robustbench.training.kept import (
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 CODE = ("hpm", "training", "attacks/ball.py")
 """Where the code lies that weights depend on: a new surrogate or attack on trial makes nobody train again."""
+_LESS_MEMORY = "free some, give hpm-bench finetune a smaller --at-once, or a larger device; the same command continues"
 
 
 def finetune_once(
@@ -115,11 +117,19 @@ def _tell_of_others(lesson: Lesson, folders: Sequence[Path]) -> None:
 
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Trained:
-    loop = Loop(lesson)
-    loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
     path, every = folder / "checkpoint.safetensors", compute.checkpoint_every
-    result = loop.run(path, key=key, every=every, compiled=compute.compiled)
-    return Trained(result, _made(loop), loop.steps)
+    with as_many_threads(_begun_with(path, key)), memory_for(f"{lesson.tuning.name} to learn", _LESS_MEMORY):
+        loop = Loop(lesson)
+        loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
+        result = loop.run(path, key=key, every=every, compiled=compute.compiled)
+        return Trained(result, _made(loop), loop.steps)
+
+
+def _begun_with(checkpoint: Path, key: str) -> int:
+    """Threads of what is continued, since its last bits depend on them; as many as there are where nothing is."""
+    facts = read_facts(checkpoint)
+    begun = facts.get("threads") if facts is not None and facts["key"] == key else None
+    return begun if isinstance(begun, int) else torch.get_num_threads()
 
 
 def _made(loop: Loop) -> Made:

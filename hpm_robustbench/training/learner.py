@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.hpm.backbone import Split
 from hpm_robustbench.hpm.classifier import Embedding, HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import ema_update
 from hpm_robustbench.shapes import ClassPrototypes, Images, Labels, Logits
+from hpm_robustbench.training.recipe import Tuning
 
 
 def learned_names(classifier: HPMClassifier, learned: Collection[str], fixed: Collection[str] = ()) -> set[str]:
@@ -24,6 +26,25 @@ def learned_names(classifier: HPMClassifier, learned: Collection[str], fixed: Co
     named = dict(classifier.named_parameters(remove_duplicate=False))
     still = {id(named[name]) for name in (*fixed, "tau")}
     return {name for name, p in named.items() if name.partition(".")[0] in learned and id(p) not in still}
+
+
+def check_learns(classifier: HPMClassifier, tuning: Tuning, fixed: Collection[str] = ()) -> None:
+    """See that the steps of a tuning, where there are any, have something to change; a control may have less than HPM.
+
+    Raises:
+        InvalidInput: nothing learns.
+    """
+    if not tuning.recipe.epochs or "tau" in tuning.learned or learned_names(classifier, tuning.learned, fixed):
+        return
+    spared = [part for part in tuning.recipe.learned if part not in tuning.learned]
+    raise InvalidInput(
+        wanted=f"a classifier with parts that {tuning.name} can train",
+        got=f"none, for {' and '.join(spared)} are no part of this control" if spared else "none",
+        next_step="let the FC head or the backbone learn as well, with --tune learned=...; or leave this control out"
+        if spared
+        else "choose another recipe; a model of several networks has no FC layer of its own, and what the authors of "
+        "a model fixed stays so",
+    )
 
 
 class Learner(nn.Module):

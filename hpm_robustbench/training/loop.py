@@ -29,7 +29,7 @@ from hpm_robustbench.training.features import Features
 from hpm_robustbench.training.folding import Folded, fold
 from hpm_robustbench.training.inner import attacked
 from hpm_robustbench.training.interruption import Interruption
-from hpm_robustbench.training.learner import Learner, trainable
+from hpm_robustbench.training.learner import Learner, check_learns, trainable
 from hpm_robustbench.training.measure import accuracy
 from hpm_robustbench.training.memory import fitting
 from hpm_robustbench.training.objective import Objective
@@ -100,6 +100,7 @@ class Loop:
     """A lesson on its way: what is learned so far, and the steps that change it."""
 
     def __init__(self, lesson: Lesson) -> None:
+        check_learns(lesson.classifier, lesson.tuning, lesson.fixed)
         self.lesson, self._recipe = lesson, lesson.tuning.recipe
         frozen, device = lesson.classifier, lesson.classifier.prototypes.device
         learning, self._held_out = lesson.rows()
@@ -158,7 +159,9 @@ class Loop:
             if not self.position.curves:
                 self._measure(Point(epoch=0))
             self._step_to_the_end(checkpoint, key, every)
-        return Result(self.deployed().freeze(), tuple(self.position.curves))
+        classifier = self.deployed().freeze()
+        self._check_finite(classifier)
+        return Result(classifier, tuple(self.position.curves))
 
     def _step_to_the_end(self, checkpoint: Path | None, key: str, every: float) -> None:
         written = time.monotonic()
@@ -283,9 +286,8 @@ class Loop:
         return classifier
 
     def _saved(self, key: str) -> Saved:
+        self._check_finite(self.learner)
         tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise self._diverged("weights that are not finite")
         if self._average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
         if self._optimiser is not None:
@@ -295,7 +297,7 @@ class Loop:
         curves = [point.model_dump() for point in position.curves]
         facts = {name: getattr(position, name) for name in ("at_once", "compiled", "step", "loss_sum")}
         facts["curves"] = curves
-        return Saved(tensors, {"key": key, "steps": self.steps, **facts})
+        return Saved(tensors, {"key": key, "steps": self.steps, "threads": torch.get_num_threads(), **facts})
 
     def _restore(self, saved: Saved) -> None:
         parts: dict[str, dict[str, Tensor]] = {"learner": {}, "average": {}, "optimiser": {}}
@@ -309,7 +311,9 @@ class Loop:
         if self._optimiser is not None:
             restore(self._optimiser, parts["optimiser"])
         self._assigned.copy_(saved.tensors["assigned"])
-        facts = {name: value for name, value in saved.facts.items() if name not in ("key", "steps", "curves")}
+        facts = {
+            name: value for name, value in saved.facts.items() if name in ("at_once", "compiled", "step", "loss_sum")
+        }
         self.position = Position(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
         self._kept_at = self.position.step
         if self.position.compiled:
@@ -334,10 +338,15 @@ class Loop:
                 next_step="repair it, or delete checkpoint.safetensors in the training's folder and begin anew without",
             ) from error
 
+    def _check_finite(self, module: nn.Module) -> None:
+        if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
+            raise self._diverged("weights that are not finite")
+
     def _diverged(self, got: str) -> Diverged:
         kept = "" if self._kept_at is None else f"; what was learned in {self._kept_at} steps is kept"
+        step = min(self.position.step + 1, self.steps)
         return Diverged(
-            wanted=f"a finite step {self.position.step + 1} of {self.steps} of {self.lesson.tuning.name}",
+            wanted=f"a finite step {step} of {self.steps} of {self.lesson.tuning.name}",
             got=got,
             next_step=f"lower the learning rate, with --tune learning_rate=..., which begins anew{kept}",
         )

@@ -8,24 +8,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.training.recipe import Recipe
 
 
 def make_optimiser(module: nn.Module, recipe: Recipe) -> Optimizer:
-    """Over everything in ``module`` that learns; only weights of two or more dimensions decay.
-
-    Raises:
-        InvalidInput: nothing learns.
-    """
+    """Over everything in ``module`` that learns; only weights of two or more dimensions decay."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not learning:
-        raise InvalidInput(
-            wanted=f"a classifier with parts that {recipe.name} can train",
-            got="none: " + (", ".join(recipe.learned) or "the recipe learns nothing"),
-            next_step="choose another recipe; a model of several networks has no FC layer of its own, and what "
-            "the authors of a model fixed stays so",
-        )
     groups = [
         {"params": [p for p in learning if p.dim() > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},

@@ -20,7 +20,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _NonNegative = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Field(ge=0)]
-_PositiveCount = Annotated[int, Field(ge=1)]
+_PositiveCount = Annotated[int, Field(ge=1, lt=2**31)]
 Learned = Literal["backbone", "fc", "tau", "beta"]
 
 

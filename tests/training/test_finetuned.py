@@ -14,7 +14,7 @@ import torch
 
 from hpm_robustbench.case import prepare
 from hpm_robustbench.data import open_dataset
-from hpm_robustbench.errors import InvalidInput, UsageProblem
+from hpm_robustbench.errors import Diverged, InvalidInput, UsageProblem
 from hpm_robustbench.evaluation.identity import state_sha256
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.ledger.curves import render_curves
@@ -213,6 +213,77 @@ def test_how_many_of_the_images_were_trained_on_is_reported_where_not_all_were_r
     of_many = finetuned(wrapped, replace(digits, cut_from=1797), small, tmp_path).course.reports
     assert "Trained on 144 of the set's 1797 images: no more were read, to fit into memory." in of_many
     assert not any("Trained on" in report for report in finetuned(wrapped, digits, small, tmp_path).course.reports)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_last_step_that_is_not_finite_is_never_called_finished(
+    wrapped, digits, quick, tmp_path: Path, again: bool
+) -> None:
+    """No step comes after it whose loss would tell."""
+    one = quick.with_knobs({"epochs": 1, "batch_size": 144, "attack_steps": 0, "warm_up": 0.0, "learning_rate": 1e38})
+    for _ in range(1 + again):
+        with pytest.raises(Diverged, match=r"a finite step 1 of 1 .*weights that are not finite.*learning_rate"):
+            finetuned(wrapped, digits, Tuning(one), tmp_path)
+    assert not list(tmp_path.rglob("classifier.*"))
+
+
+def test_memory_that_ends_outside_the_network_is_told_as_well(
+    wrapped, digits, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimiser's own memory comes with the first step, where a device may already be full."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", full)
+    with pytest.raises(UsageProblem, match=r"memory for .* to learn; got CUDA out of memory.*--at-once"):
+        finetuned(wrapped, digits, Tuning(quick), tmp_path)
+
+
+def test_a_control_that_has_nothing_to_learn_is_told_before_anybody_learns(tmp_path: Path) -> None:
+    spec = next(spec for spec in builtin_specs() if spec.dataset == "digits")
+    tuning = Tuning(find_recipe("head").with_knobs({"learned": "tau,beta", "epochs": 1}))
+    with pytest.raises(
+        InvalidInput, match=r"_fc can train; got none, for tau and beta are no part.*leave this control"
+    ):
+        prepare(spec, RunOptions(n_ex=4, tuning=tuning, controls=True, output=tmp_path))
+    assert not (tmp_path / "finetuned").exists()
+    alone = prepare(spec, RunOptions(n_ex=4, tuning=tuning, output=tmp_path))
+    assert alone.kept is not None
+
+
+def test_a_training_is_continued_in_as_many_threads_as_it_began_with(
+    wrapped, digits, quick, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    step = Loop.step
+
+    def cut_off(loop: Loop) -> None:
+        step(loop)
+        if loop.position.step == 3:
+            raise Killed
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(Loop, "step", cut_off)
+            finetune_once("Small", wrapped, digits, LINF, Tuning(quick), tmp_path, Compute(checkpoint_every=0.0))
+    finally:
+        torch.set_num_threads(threads)
+    with caplog.at_level(logging.INFO):
+        made = finetuned(wrapped, digits, Tuning(quick), tmp_path).course.made
+    assert "continuing" in caplog.text and f"training in {threads + 1} threads, as it began" in caplog.text
+    assert made is not None and made.threads == threads + 1
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_time_between_checkpoints_that_is_none_is_refused(seconds: float) -> None:
+    with pytest.raises(UsageProblem, match="--checkpoint-minutes 5"):
+        Compute(checkpoint_every=seconds)
 
 
 def test_training_images_that_are_not_there_are_named(wrapped, digits, quick, tmp_path: Path) -> None:

@@ -72,7 +72,14 @@ def test_the_options_of_a_tuning_ask_for_the_same_tuning() -> None:
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("epochs", "-1"), ("loss", "mse"), ("learning_rate", "nan"), ("learned", "head"), ("batch_size", "many")],
+    [
+        ("epochs", "-1"),
+        ("loss", "mse"),
+        ("learning_rate", "nan"),
+        ("learned", "head"),
+        ("batch_size", "many"),
+        ("batch_size", str(10**20)),
+    ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(knob: str, value: str) -> None:
     with pytest.raises(UsageProblem, match=f"{knob}.*--tune {knob}="):
