@@ -5,9 +5,10 @@
 
 The plain loop does what the recipe says in the way that one would write it down first: float32, the usual memory
 layout, parameters that collect gradients during the attack. Neither computes in TF32. Both start from the embedded
-model, or with ``--cifar10``, a folder as ``benchmarks.real_models`` reads it, from one of its networks, and take turns.
-Printed are images per second, the share of time in the network's own forward passes, and the peak of memory. Targets:
-at least 1.8 times the plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
+model, or with ``--cifar10``, a folder as ``benchmarks.real_models`` reads it, from one of its networks, and take turns,
+with a third: the same passes through the same network and back by themselves, whose time is the share of ours that no
+loop can save. Memory is what one step of each takes at most, in a process of its own. Targets: at least 1.8 times the
+plain loop on a CPU with bfloat16 units, 2.5 times on CUDA.
 
 ``--head-images`` also measures what the recipe ``head`` costs on so many images of that network, measurements of its
 curves included, in epochs of clean forward passes over them; the target is two. The smaller the network, the more its
@@ -22,27 +23,33 @@ import json
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cifar10 import images_of
 from benchmarks.real_models import MODELS, weights_path
 from hpm_robustbench.data import ExampleSet, open_dataset
+from hpm_robustbench.hpm.prototypes import ema_update
 from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.load import Wrapped, wrap
 from hpm_robustbench.request import find_spec, own_spec
 from hpm_robustbench.threat import Batching, ThreatModel
+from hpm_robustbench.training.augment import augmented
 from hpm_robustbench.training.compute import compile_if_faster, precision_on, prefer_channels_last
+from hpm_robustbench.training.draws import drawn
 from hpm_robustbench.training.learner import trainable
 from hpm_robustbench.training.loop import Lesson, Loop
+from hpm_robustbench.training.optimiser import learning_rate, set_learning_rate
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
-ROUNDS = 3
+ROUNDS, EPOCHS = 3, 1000
 OF_CIFAR10 = 0.01
 """Share of CIFAR-10's training images that is held out: 500 of 50,000."""
 
@@ -57,16 +64,18 @@ class PlainLoop:
         self.classifier.batching = Batching.JOINT
         self.average = copy.deepcopy(self.classifier)
         self.optimiser = torch.optim.SGD(
-            self.classifier.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, nesterov=True
+            self.classifier.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
         self.training, self.batch_size, self.number = training, batch_size, 0
         self.device = self.classifier.prototypes.device
 
     def step(self) -> None:
-        n = len(self.training)
+        n, recipe = len(self.training), self.recipe
         rows = torch.arange(self.number * self.batch_size, (self.number + 1) * self.batch_size) % n
-        self.number += 1
         x, y = self.training.images[rows].to(self.device), self.training.labels[rows].to(self.device)
+        x = augmented(x, recipe, drawn(0, "augment", self.number))
+        set_learning_rate(self.optimiser, learning_rate(recipe, self.number, EPOCHS * n // self.batch_size))
+        self.number += 1
         moved = (x + self.eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
         for _ in range(self.recipe.attack_steps):
             moved = moved.detach().requires_grad_()
@@ -80,24 +89,30 @@ class PlainLoop:
         nn.utils.clip_grad_norm_(self.classifier.parameters(), 1.0)
         self.optimiser.step()
         with torch.no_grad():
+            own = self.classifier
+            own.set_prototypes(ema_update(own.prototypes, seen.features, y, recipe.prototype_momentum))
             for mine, averaged in zip(self.classifier.parameters(), self.average.parameters(), strict=True):
                 averaged.lerp_(mine, 0.01)
 
 
-class ModelTime:
-    """Seconds inside the networks' forward passes; backward passes are not told apart."""
+class BarePasses:
+    """The passes of our step and nothing else: to the images for each step of the attack, and once to the weights."""
 
-    def __init__(self, *networks: nn.Module) -> None:
-        self.seconds = 0.0
-        for network in networks:
-            network.register_forward_pre_hook(self._start)
-            network.register_forward_hook(self._stop)
+    def __init__(self, ours: Loop) -> None:
+        self.learner, self.x = ours.learner, ours.batches[0].x
+        self.steps = ours.lesson.tuning.recipe.attack_steps
+        self.attacked = self.learner.classifier.backbone if ours.folded is None else ours.folded.network
 
-    def _start(self, *_: object) -> None:
-        self._began = time.perf_counter()
+    def step(self) -> None:
+        for _ in range(self.steps):
+            leaf = self.x.detach().requires_grad_()
+            self._features(self.attacked, leaf).sum().backward(inputs=[leaf])
+        self._features(self.learner.classifier.backbone, self.x).sum().backward()
+        self.learner.zero_grad(set_to_none=True)
 
-    def _stop(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._began
+    def _features(self, network: nn.Module, x: Tensor) -> Tensor:
+        with self.learner.reduced(x.device):
+            return network(x).float()
 
 
 class FewImages:
@@ -140,14 +155,50 @@ def few_digits(device: torch.device, count: int) -> tuple[Wrapped, ExampleSet, T
     return wrap(load_weights(spec, Path("models")).model, training, device=device), training, spec.threat
 
 
-def peak_gib(device: torch.device) -> float:
-    """Most memory in use so far: of the device, or of this process."""
-    if device.type == "cuda":
+class Contest:
+    """Our loop and the plain one on the same images; ``few`` is the published network that they train, if it is one."""
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.device, self.few = torch.device(chosen.device), None
+        if chosen.cifar10:
+            most = max(chosen.images, chosen.head_images or 0)
+            self.few = FewImages(chosen.model, chosen.cifar10, self.device, most)
+            wrapped, training, threat = self.few.wrapped, self.few.images.head(chosen.images), self.few.threat
+        else:
+            wrapped, training, threat = few_digits(self.device, chosen.images)
+        recipe = find_recipe("uniform-v1").with_knobs({"epochs": EPOCHS, "held_out": 0.0})
+        self.precision = precision_on(self.device, recipe)
+        self.batch_size = recipe.batch_size
+        self.wrapped, self.training, self.threat, self.tuning = wrapped, training, threat, Tuning(recipe)
+        self.compiled = chosen.compile
+
+    def plain(self) -> PlainLoop:
+        return PlainLoop(self.wrapped, self.training, self.threat, self.batch_size)
+
+    def ours(self) -> Loop:
+        loop = Loop(Lesson(self.wrapped.classifier, self.training, self.threat, self.tuning, self.precision))
+        prefer_channels_last(loop.learner.classifier, loop.batches[0].x)
+        loop.position.compiled = self.compiled and compile_if_faster(loop.learner, loop.folded, loop.batches[0].x)
+        return loop
+
+
+@full_precision_kernels()
+def peak_gib(chosen: argparse.Namespace, which: str) -> float:
+    """Most memory that a process has in use which makes two steps of one loop: on the device, or at all."""
+    contest = Contest(chosen)
+    timed(getattr(contest, which)(), 2, contest.device)
+    if contest.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def timed(loop: PlainLoop | Loop, steps: int, device: torch.device) -> float:
+def alone(chosen: argparse.Namespace, which: str) -> float:
+    """``peak_gib`` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return round(pool.submit(peak_gib, chosen, which).result(), 2)
+
+
+def timed(loop: PlainLoop | Loop | BarePasses, steps: int, device: torch.device) -> float:
     """Seconds of some steps."""
     began = time.perf_counter()
     for _ in range(steps):
@@ -170,35 +221,26 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.head_images and not chosen.cifar10:
         parser.error("--head-images needs --cifar10, whose networks it measures")
-    device, few = torch.device(chosen.device), None
-    if chosen.cifar10:
-        few = FewImages(chosen.model, chosen.cifar10, device, max(chosen.images, chosen.head_images or 0))
-        wrapped, training, threat = few.wrapped, few.images.head(chosen.images), few.threat
-    else:
-        wrapped, training, threat = few_digits(device, chosen.images)
-    recipe = find_recipe("uniform-v1").with_knobs({"epochs": 1000, "held_out": 0.0})
-    precision = precision_on(device, recipe)
-    ours = Loop(Lesson(wrapped.classifier, training, threat, Tuning(recipe), precision))
-    prefer_channels_last(ours.learner.classifier, ours.batches[0].x)
-    ours.position.compiled = chosen.compile and compile_if_faster(ours.learner, ours.folded, ours.batches[0].x)
-    plain = PlainLoop(wrapped, training, threat, recipe.batch_size)
-    inside = ModelTime(ours.learner.classifier.backbone, *([ours.folded.network] if ours.folded else []))
-    for loop in (plain, ours):
-        timed(loop, 1, device)
-    inside.seconds = 0.0
-    seconds = [(timed(plain, chosen.steps, device), timed(ours, chosen.steps, device)) for _ in range(ROUNDS)]
-    images = chosen.steps * recipe.batch_size
+    contest = Contest(chosen)
+    plain, ours = contest.plain(), contest.ours()
+    loops = (plain, ours, BarePasses(ours))
+    for loop in loops:
+        timed(loop, 1, contest.device)
+    seconds = [[timed(loop, chosen.steps, contest.device) for loop in loops] for _ in range(ROUNDS)]
+    images = chosen.steps * contest.batch_size
     report = {
-        "device": str(device),
-        "precision": str(precision),
+        "device": str(contest.device),
+        "precision": str(contest.precision),
         "compiled": ours.position.compiled,
         "folded": ours.folded is not None,
-        "plain images/s": round(images / statistics.median(p for p, _ in seconds), 1),
-        "ours images/s": round(images / statistics.median(o for _, o in seconds), 1),
-        "ratio": round(statistics.median(p / o for p, o in seconds), 3),
-        "share in forward passes": round(inside.seconds / sum(o for _, o in seconds), 3),
-        "peak GiB": round(peak_gib(device), 2),
-        "head in clean epochs": few and chosen.head_images and round(few.head_in_epochs(chosen.head_images), 2),
+        "plain images/s": round(images / statistics.median(p for p, _, _ in seconds), 1),
+        "ours images/s": round(images / statistics.median(o for _, o, _ in seconds), 1),
+        "ratio": round(statistics.median(p / o for p, o, _ in seconds), 3),
+        "share in passes": round(statistics.median(b / o for _, o, b in seconds), 3),
+        "peak GiB": {which: alone(chosen, which) for which in ("plain", "ours")},
+        "head in clean epochs": contest.few
+        and chosen.head_images
+        and round(contest.few.head_in_epochs(chosen.head_images), 2),
     }
     print(json.dumps(report, indent=1))
 
