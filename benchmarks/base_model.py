@@ -7,8 +7,8 @@ The architecture is RobustBench's WideResNet (depth 10, widening 1), the track L
 ``hpm-bench finetune`` under the control ``fc``: adversarial training of the FC head and all below it, as by Madry et
 al., ICLR 2018. It is what a CPU core can do in an hour or two, and no rival of the published networks. Repeating the
 command continues. Left are the weights, and beside them how they were made and the curves. ``wrn-10-1.safetensors``
-and ``wrn-10-1.json`` here are what it left on one core: 47.6 % of 500 held-out images right, 28.0 % under the
-training's own PGD.
+and ``wrn-10-1.json`` here are what it left on one core: 47.6 % of 500 held-out images right, 28.0 % under
+ten steps of PGD (training itself takes two).
 
 The loop never changes what a normalisation layer takes for mean and variance, so these are measured before, on the
 network as it was drawn (as by Krähenbühl et al., "Data-dependent initializations", ICLR 2016).

@@ -10,6 +10,8 @@ import safetensors.torch
 import torch
 from wide_resnets import wide_resnet
 
+from hpm_robustbench.request import tuning_of
+
 PLACE = Path(__file__).parents[1] / "benchmarks"
 WEIGHTS = PLACE / "wrn-10-1.safetensors"
 
@@ -20,6 +22,11 @@ def test_the_weights_are_the_ones_that_the_record_is_about() -> None:
     curves = record["course"]["curves"]
     assert len(curves) == 1 + record["tuning"]["recipe"]["epochs"]
     assert curves[-1]["clean"] > curves[-1]["robust"] > 2 * curves[0]["robust"]
+
+
+def test_what_it_was_asked_for_can_be_asked_for_again() -> None:
+    told = json.loads((PLACE / "wrn-10-1.json").read_text())["tuning"]
+    assert tuning_of(told["options"], told["seed"]).to_json() == told
 
 
 def test_they_fit_robustbench_s_own_architecture() -> None:
