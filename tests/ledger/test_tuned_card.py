@@ -265,6 +265,15 @@ def test_its_page_holds_the_curves_and_what_was_lost(spec, make_tuned_card, tmp_
     assert "fine-tuning: On held-out training images clean accuracy fell" in render_card(card)
 
 
+def test_a_page_does_not_hide_that_nobody_wrote_down_how_it_was_made(spec, make_tuned_card, tmp_path, read_html):
+    data = make_tuned_card(spec, PLAIN, controls=ALL).to_json()
+    del data["hpm_bench"]["fine_tuning"]["made"]
+    card = ModelCard.model_validate_json(json.dumps(data))
+    page = page_of([card], tmp_path, read_html, card.hpm_bench.model_id)
+    assert "From which images it was made, and on what kind of machine, was not yet written down" in page.text
+    assert "Made from" not in page.text
+
+
 @pytest.mark.parametrize(("bound", "control", "told"), [(0.02, None, True), (0.06, None, False), (0.02, "fc", False)])
 def test_lost_clean_accuracy_is_that_of_the_test_images_beside_the_base_model(wider, make_record, bound, control, told):
     tuning = Tuning(find_recipe("uniform-v1").with_knobs({"clean_bound": bound}), control and Control(control))
