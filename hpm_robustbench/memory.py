@@ -19,7 +19,7 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_for(what: str, next_step: str) -> Iterator[None]:
+def room_for(what: str, next_step: str) -> Iterator[None]:
     """Turn an error that says that memory has ended into one that says what needs less of it.
 
     Raises:
@@ -34,8 +34,8 @@ def memory_for(what: str, next_step: str) -> Iterator[None]:
 
 
 def enough_memory(batch_size: int, option: str = "--batch-size") -> AbstractContextManager[None]:
-    """See ``memory_for``: for ``batch_size`` images at a time, as an ``option`` of ``hpm-bench run`` sets it."""
-    return memory_for(
+    """See ``room_for``: for ``batch_size`` images at a time, as an ``option`` of ``hpm-bench run`` sets it."""
+    return room_for(
         f"{batch_size} images at a time",
         "free some (on a CPU: fewer --workers) and repeat the command, which continues; or give hpm-bench run a "
         f"smaller {option}, which starts a new trial",

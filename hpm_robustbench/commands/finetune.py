@@ -18,16 +18,18 @@ from hpm_robustbench.errors import UsageProblem
 @options.control
 @options.controls
 @options.work_options
-@click.option("--at-once", type=click.IntRange(min=1), help="Images in memory together; by default the whole batch.")
+@click.option(
+    "--at-once",
+    type=click.IntRange(min=1, max=2**31 - 1),
+    help="Images in memory together; by default the whole batch.",
+)
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile where it is measured to be faster.")
 @click.option(
-    "--checkpoint-minutes",
-    type=click.FloatRange(min=0),
-    default=5.0,
-    show_default=True,
-    help="Between two of them.",
+    "--checkpoint-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Between two of them."
 )
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of torch on a CPU.")
+@click.option(
+    "--threads", type=click.IntRange(min=1, max=1024), default=1, show_default=True, help="Of torch on a CPU."
+)
 @options.output
 @options.format_of("human", "json")
 def finetune(  # the options of one command

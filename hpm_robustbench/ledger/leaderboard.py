@@ -93,7 +93,12 @@ def check(cards_dir: Path, out: Path, msa: StepsOf | None = None) -> None:
 
 
 def render(cards_dir: Path, msa: StepsOf | None = None) -> dict[str, str]:
-    """Every file of the board by its name; the index comes last, so that it never names a page that is not there."""
+    """Every file of the board by its name; the index comes last, so that it never names a page that is not there.
+
+    Raises:
+        UsageProblem: there is no folder of cards.
+        InvalidInput: a card breaks its contract.
+    """
     if not cards_dir.is_dir():
         raise UsageProblem(
             wanted=f"a folder {cards_dir} of model cards",

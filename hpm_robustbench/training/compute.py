@@ -1,4 +1,4 @@
-"""How a device is used well: precision, memory layout, compilation; each is left out where it does not help."""
+"""How a device is used well: precision, memory layout, compilation, each left out where it does not help; threads."""
 
 from __future__ import annotations
 

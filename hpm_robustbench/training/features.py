@@ -19,14 +19,14 @@ class Features:
     """Features of one classifier's training images, computed once for a recipe and all its controls."""
 
     def __init__(self) -> None:
-        self._known: dict[Recipe, Tensor] = {}
+        self._known: dict[tuple[Recipe, int], Tensor] = {}
 
     def of(self, lesson: Lesson) -> Tensor:
         """Those of all images, of the held-out ones too, in their order."""
-        recipe = lesson.tuning.recipe
-        if recipe not in self._known:
-            self._known[recipe] = _computed(lesson)
-        return self._known[recipe]
+        key = lesson.tuning.recipe, torch.get_num_threads()  # on which their last bits may depend
+        if key not in self._known:
+            self._known[key] = _computed(lesson)
+        return self._known[key]
 
 
 def _computed(lesson: Lesson) -> Tensor:

@@ -26,7 +26,7 @@ from hpm_robustbench.fit_store import fit_key
 from hpm_robustbench.ledger.fine_tuning import Made
 from hpm_robustbench.ledger.plan import digest
 from hpm_robustbench.load import Wrapped
-from hpm_robustbench.memory import memory_for
+from hpm_robustbench.memory import room_for
 from hpm_robustbench.threat import Threat, ThreatModel
 from hpm_robustbench.training.compute import Compute, as_many_threads, precision_on, prefer_channels_last
 from hpm_robustbench.training.features import Features
@@ -49,7 +49,9 @@ log = logging.getLogger(__name__)
 
 CODE = ("hpm", "training", "attacks/ball.py")
 """Where the code lies that weights depend on: a new surrogate or attack on trial makes nobody train again."""
-_LESS_MEMORY = "free some, give hpm-bench finetune a smaller --at-once, or a larger device; the same command continues"
+_MORE_MEMORY = (
+    "free some, train on a larger device, or give hpm-bench finetune a smaller --at-once; repeating it continues"
+)
 
 
 def finetune_once(
@@ -77,6 +79,7 @@ def finetune_once(
     Raises:
         UsageProblem: no training images or no budget to train with, or not even one image fits into memory; or nothing
             is finished that could be read.
+        InvalidInput: nothing of the classifier can learn.
         Diverged: NaN or Inf; the last good checkpoint is kept.
         IntegrityError: what is finished does not hold together.
         StorageProblem: the folder cannot be written.
@@ -118,7 +121,7 @@ def _tell_of_others(lesson: Lesson, folders: Sequence[Path]) -> None:
 
 def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Trained:
     path, every = folder / "checkpoint.safetensors", compute.checkpoint_every
-    with as_many_threads(_begun_with(path, key)), memory_for(f"{lesson.tuning.name} to learn", _LESS_MEMORY):
+    with as_many_threads(_begun_with(path, key)), room_for(f"{lesson.tuning.name} to learn", _MORE_MEMORY):
         loop = Loop(lesson)
         loop.with_what_fits(lambda x: prefer_channels_last(loop.learner.classifier, x))
         result = loop.run(path, key=key, every=every, compiled=compute.compiled)
@@ -128,8 +131,8 @@ def _train(lesson: Lesson, folder: Path, key: str, compute: Compute) -> Trained:
 def _begun_with(checkpoint: Path, key: str) -> int:
     """Threads of what is continued, since its last bits depend on them; as many as there are where nothing is."""
     facts = read_facts(checkpoint)
-    begun = facts.get("threads") if facts is not None and facts["key"] == key else None
-    return begun if isinstance(begun, int) else torch.get_num_threads()
+    begun = facts.get("threads") if facts is not None and facts.get("key") == key else None
+    return begun if type(begun) is int and begun > 0 else torch.get_num_threads()
 
 
 def _made(loop: Loop) -> Made:

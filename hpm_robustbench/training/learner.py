@@ -36,14 +36,19 @@ def check_learns(classifier: HPMClassifier, tuning: Tuning, fixed: Collection[st
     """
     if not tuning.recipe.epochs or "tau" in tuning.learned or learned_names(classifier, tuning.learned, fixed):
         return
-    spared = [part for part in tuning.recipe.learned if part not in tuning.learned]
+    asked = f"learned={','.join(tuning.recipe.learned)}"
+    if tuning.recipe.learned and not tuning.learned:
+        raise InvalidInput(
+            wanted=f"parts that {tuning.name} can train",
+            got=f"{asked}, of which nothing has a part in this control",
+            next_step="let fc or backbone learn as well, with --tune learned=...; or ask for HPM and other controls "
+            "one by one, with --control instead of --controls",
+        )
     raise InvalidInput(
-        wanted=f"a classifier with parts that {tuning.name} can train",
-        got=f"none, for {' and '.join(spared)} are no part of this control" if spared else "none",
-        next_step="let the FC head or the backbone learn as well, with --tune learned=...; or leave this control out"
-        if spared
-        else "choose another recipe; a model of several networks has no FC layer of its own, and what the authors of "
-        "a model fixed stays so",
+        wanted=f"parts that {tuning.name} can train",
+        got=f"{asked}, of which nothing can change in this model",
+        next_step="choose another recipe; a model of several networks has no FC layer of its own, and what the authors "
+        "of a model fixed stays so",
     )
 
 

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _MOST_HELD_OUT = 500
+_PLACE = ("at_once", "compiled", "step", "loss_sum")
+"""What a checkpoint tells of a ``Position`` beside its curves."""
 _PROVED = 4
 """Images on which a folded network is seen to be the same function."""
 
@@ -144,7 +146,7 @@ class Loop:
                 decided when it began, and is not decided anew.
 
         Raises:
-            Diverged: a loss or a gradient is not finite; the last checkpoint is kept.
+            Diverged: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
             UsageProblem: not even one image fits into memory.
             StorageProblem: the checkpoint cannot be written.
         """
@@ -160,7 +162,8 @@ class Loop:
                 self._measure(Point(epoch=0))
             self._step_to_the_end(checkpoint, key, every)
         classifier = self.deployed().freeze()
-        self._check_finite(classifier)
+        if self.steps:
+            self._check_finite(classifier)
         return Result(classifier, tuple(self.position.curves))
 
     def _step_to_the_end(self, checkpoint: Path | None, key: str, every: float) -> None:
@@ -210,7 +213,8 @@ class Loop:
         loss, seen = backward(self.learner.embed, shown, objective.loss, at_once)
         length = nn.utils.clip_grad_norm_(self.learner.parameters(), self._recipe.max_gradient_norm)
         if not (loss.isfinite() and length.isfinite()):
-            raise self._diverged(f"a loss of {float(loss):g} with a gradient of length {float(length):g}")
+            got = f"a loss of {float(loss):g} with a gradient of length {float(length):g}"
+            raise self._diverged(self.position.step + 1, got)
         return float(loss), seen
 
     def _attacked_through(self) -> Embed:
@@ -295,7 +299,7 @@ class Loop:
         tensors["assigned"] = self._assigned
         position = self.position
         curves = [point.model_dump() for point in position.curves]
-        facts = {name: getattr(position, name) for name in ("at_once", "compiled", "step", "loss_sum")}
+        facts = {name: getattr(position, name) for name in _PLACE}
         facts["curves"] = curves
         return Saved(tensors, {"key": key, "steps": self.steps, "threads": torch.get_num_threads(), **facts})
 
@@ -311,9 +315,7 @@ class Loop:
         if self._optimiser is not None:
             restore(self._optimiser, parts["optimiser"])
         self._assigned.copy_(saved.tensors["assigned"])
-        facts = {
-            name: value for name, value in saved.facts.items() if name in ("at_once", "compiled", "step", "loss_sum")
-        }
+        facts = {name: saved.facts[name] for name in _PLACE}
         self.position = Position(**facts, curves=[Point.model_validate(point) for point in saved.facts["curves"]])
         self._kept_at = self.position.step
         if self.position.compiled:
@@ -340,11 +342,10 @@ class Loop:
 
     def _check_finite(self, module: nn.Module) -> None:
         if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
-            raise self._diverged("weights that are not finite")
+            raise self._diverged(self.position.step, "weights that are not finite")
 
-    def _diverged(self, got: str) -> Diverged:
+    def _diverged(self, step: int, got: str) -> Diverged:
         kept = "" if self._kept_at is None else f"; what was learned in {self._kept_at} steps is kept"
-        step = min(self.position.step + 1, self.steps)
         return Diverged(
             wanted=f"a finite step {step} of {self.steps} of {self.lesson.tuning.name}",
             got=got,

@@ -244,12 +244,24 @@ def test_a_control_that_has_nothing_to_learn_is_told_before_anybody_learns(tmp_p
     spec = next(spec for spec in builtin_specs() if spec.dataset == "digits")
     tuning = Tuning(find_recipe("head").with_knobs({"learned": "tau,beta", "epochs": 1}))
     with pytest.raises(
-        InvalidInput, match=r"_fc can train; got none, for tau and beta are no part.*leave this control"
+        InvalidInput, match=r"_fc can train; got learned=tau,beta, of which nothing has.*--control instead"
     ):
         prepare(spec, RunOptions(n_ex=4, tuning=tuning, controls=True, output=tmp_path))
     assert not (tmp_path / "finetuned").exists()
     alone = prepare(spec, RunOptions(n_ex=4, tuning=tuning, output=tmp_path))
     assert alone.kept is not None
+
+
+def test_a_model_of_which_nothing_may_change_is_told(wrapped, digits, quick, tmp_path: Path) -> None:
+    """What all authors of a model have fixed stays so; its temperature is HPM's own."""
+    names = [name for name, _ in wrapped.classifier.named_parameters() if name not in ("tau", "beta")]
+    still = replace(wrapped, fixed=frozenset(names))
+    layers = Tuning(quick.with_knobs({"learned": "backbone,fc", "epochs": 1, "attack_steps": 0}))
+    with pytest.raises(InvalidInput, match=r"learned=backbone,fc, of which nothing can change in this model"):
+        finetuned(still, digits, layers, tmp_path)
+    assert not list(tmp_path.iterdir())
+    tau = Tuning(quick.with_knobs({"learned": "backbone,tau", "epochs": 1, "attack_steps": 0}))
+    assert finetuned(still, digits, tau, tmp_path).classifier.tau != wrapped.classifier.tau
 
 
 def test_a_training_is_continued_in_as_many_threads_as_it_began_with(
