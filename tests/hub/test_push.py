@@ -86,6 +86,7 @@ def test_a_dry_run_shows_exactly_what_is_sent_and_opens_no_connection(hub, push,
     assert {row["path"]: row["size"] for row in shown["files"]} == {path: len(c) for path, c in sent.items()}
     assert set(sent) == FILES
     assert shown["readme"].encode() == sent["README.md"]
+    assert b"Changed, too" not in sent["NOTICE"], "nothing was fine-tuned"
 
 
 def test_a_folder_takes_what_would_be_sent_and_gives_the_same_classifier(case, hub, push, tmp_path, monkeypatch):

@@ -72,6 +72,8 @@ def test_it_comes_back_bit_for_bit_with_no_more_than_it_needs(case, recipe, hub,
     back = hpm_robustbench.HPMClassifier.from_pretrained(REPO, revision="main")
     images = case.test.images[:4]
     assert torch.equal(back(images), case.wrapped.classifier(images))
+    changed = "fc, tau, beta" if recipe == "head" else "backbone, fc, tau"
+    assert f"Changed, too: {changed}, as far as hpm-bench finetune --recipe {recipe}" in files["NOTICE"].decode()
     page = files["README.md"].decode()
     assert "no gain can be credited to HPM" in page
     assert "put it on trial again" in page
