@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cifar10 import images_of, write_cifar10
+from real_networks import cnn_a
 from torch import nn
 from wide_resnets import wide_resnet
 
@@ -36,8 +37,9 @@ class Base(NamedTuple):
 
 BASES = {
     "Base2026WRN-10-1": Base(wide_resnet, BENCHMARKS / "wrn-10-1.safetensors", "8/255"),
+    "CrownCnnA-Adversarial": Base(cnn_a, REAL_DATA / "weights" / "cifar_cnn_a_adv.model", "2/255"),
 }
-FOLDERS = sorted((BENCHMARKS / "fine_tuned").iterdir())
+FOLDERS = sorted(path.parent for path in (BENCHMARKS / "fine_tuned").glob(f"*/{CONFIG}"))
 of_each = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
 with_real_images = pytest.mark.skipif("HPM_BENCH_REAL_DATA" not in os.environ, reason="HPM_BENCH_REAL_DATA is not set")
 
