@@ -42,8 +42,7 @@ class Plain:
         self.net.requires_grad_(False)
         self.net.batching = Batching(self.recipe.batching)
         self.log_tau = torch.tensor(math.log(TAU), dtype=torch.float64)
-        parts = {"backbone": [*self.net.backbone.parameters()], "fc": [*self.net.fc.parameters()]}
-        self.weights = [p.requires_grad_() for part in parts.values() for p in part]
+        self.weights = [p.requires_grad_() for part in (self.net.backbone, self.net.fc) for p in part.parameters()]
         if self.control is not Control.FC:
             self.weights.append(self.log_tau.requires_grad_())
         self.memory: list[Any] = [None] * len(self.weights)
@@ -182,6 +181,13 @@ def by_hand(wrapped, loop: Loop) -> dict[str, Tensor]:
         return plain.deployed()
 
 
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    for part, tensor in wanted.items():
+        torch.testing.assert_close(
+            found[part], tensor, rtol=1e-6, atol=1e-8, check_dtype=False, msg=partial("{}: {}".format, part)
+        )
+
+
 KNOBS: dict[str, dict[str, object]] = {
     "as it is": {},
     "trades": {"loss": "trades"},
@@ -213,10 +219,7 @@ KNOBS: dict[str, dict[str, object]] = {
 def test_the_loop_learns_what_the_recipe_says(name: str, wrapped, digits, quick) -> None:
     recipe = quick.with_knobs({"held_out": 0.0, **KNOBS[name]})
     loop, found = by_the_loop(wrapped, digits, Tuning(recipe))
-    for part, tensor in by_hand(wrapped, loop).items():
-        torch.testing.assert_close(
-            found[part], tensor, rtol=1e-6, atol=1e-8, check_dtype=False, msg=partial("{}: {}".format, part)
-        )
+    assert_equal(found, by_hand(wrapped, loop))
     if name != "as it is":  # so the equality is not one of trainings that ignore the knob
         _, otherwise = by_the_loop(wrapped, digits, Tuning(quick.with_knobs({"held_out": 0.0})))
         assert any(not torch.allclose(found[part], otherwise[part], rtol=1e-4, atol=1e-6) for part in found)
@@ -229,7 +232,4 @@ def test_so_does_each_control(control: Control, loss: str, wrapped, digits, quic
     loop, found = by_the_loop(wrapped, digits, Tuning(recipe, control))
     _, otherwise = by_the_loop(wrapped, digits, Tuning(recipe))
     assert not torch.allclose(found["fc.weight"], otherwise["fc.weight"], rtol=1e-4, atol=1e-6)
-    for part, tensor in by_hand(wrapped, loop).items():
-        torch.testing.assert_close(
-            found[part], tensor, rtol=1e-6, atol=1e-8, check_dtype=False, msg=partial("{}: {}".format, part)
-        )
+    assert_equal(found, by_hand(wrapped, loop))
