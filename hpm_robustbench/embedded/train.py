@@ -29,6 +29,7 @@ from hpm_robustbench.ledger.atomic import write_atomic
 from hpm_robustbench.shapes import Images, Labels
 from hpm_robustbench.threat import Eps
 from hpm_robustbench.training.augment import shifted
+from hpm_robustbench.training.compute import as_many_threads
 
 log = logging.getLogger(__name__)
 
@@ -221,14 +222,9 @@ def _versions() -> dict[str, str]:
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
     """One thread and a seeded global generator inside; both as they were outside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with as_many_threads(1), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @click.command()

@@ -55,8 +55,6 @@ class Compute:
 def as_many_threads(number: int) -> Iterator[None]:
     """Inside, torch computes with so many threads on a CPU; outside, with as many as before."""
     before = torch.get_num_threads()
-    if number != before:
-        log.info("training in %d threads, as it began", number)
     torch.set_num_threads(number)
     try:
         yield

@@ -132,7 +132,11 @@ def _begun_with(checkpoint: Path, key: str) -> int:
     """Threads of what is continued, since its last bits depend on them; as many as there are where nothing is."""
     facts = read_facts(checkpoint)
     begun = facts.get("threads") if facts is not None and facts.get("key") == key else None
-    return begun if type(begun) is int and begun > 0 else torch.get_num_threads()
+    if type(begun) is not int or begun < 1:
+        return torch.get_num_threads()
+    if begun != torch.get_num_threads():
+        log.info("training in %d threads, as it began", begun)
+    return begun
 
 
 def _made(loop: Loop) -> Made:
