@@ -24,7 +24,7 @@ from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.data import open_dataset
 from hpm_robustbench.embedded.network import digits_resnet
 from hpm_robustbench.load import wrap
-from hpm_robustbench.request import find_spec
+from hpm_robustbench.request.models import find_spec
 from hpm_robustbench.robustbench_compat import import_autoattack
 from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import Norm, ThreatModel

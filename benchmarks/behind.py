@@ -21,7 +21,8 @@ from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.provenance import fates
 from hpm_robustbench.ledger.record import CLEAN
-from hpm_robustbench.request import find_spec, own_spec, run_options
+from hpm_robustbench.request.models import find_spec, own_spec
+from hpm_robustbench.request.options import run_options
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.spec import ModelSpec

@@ -22,7 +22,7 @@ import torch
 
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.pipeline import evaluate
-from hpm_robustbench.request import find_spec
+from hpm_robustbench.request.models import find_spec
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 

@@ -37,7 +37,7 @@ from hpm_robustbench.data import ExampleSet, open_dataset
 from hpm_robustbench.hpm.prototypes import ema_update
 from hpm_robustbench.kernels import full_precision_kernels
 from hpm_robustbench.load import Wrapped, wrap
-from hpm_robustbench.request import find_spec, own_spec
+from hpm_robustbench.request.models import find_spec, own_spec
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.augment import augmented
 from hpm_robustbench.training.compute import compile_if_faster, precision_on, prefer_channels_last

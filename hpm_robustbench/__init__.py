@@ -68,7 +68,7 @@ def load_model(
         DownloadFailed: its checkpoint cannot be fetched; says where a local file may be put.
         IntegrityError: the checkpoint is truncated, foreign or unsafe.
     """
-    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.request.models import find_spec
     from hpm_robustbench.weights import load_weights
 
     return load_weights(find_spec(model_name, dataset, threat_model, weights), Path(model_dir)).model
@@ -138,7 +138,7 @@ def benchmark(
     """
     from hpm_robustbench.data import DataSource
     from hpm_robustbench.pipeline import evaluate
-    from hpm_robustbench.request import eps_text
+    from hpm_robustbench.request.models import eps_text
     from hpm_robustbench.run_options import RunOptions
     from hpm_robustbench.threat import parse_threat
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef

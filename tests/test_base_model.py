@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from wide_resnets import wide_resnet
 
-from hpm_robustbench.request import tuning_of
+from hpm_robustbench.request.options import tuning_of
 
 PLACE = Path(__file__).parents[1] / "benchmarks"
 WEIGHTS = PLACE / "wrn-10-1.safetensors"

@@ -17,7 +17,7 @@ from hpm_robustbench.data import open_dataset
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.hpm.backbone import split
 from hpm_robustbench.pipeline import evaluate
-from hpm_robustbench.request import find_spec
+from hpm_robustbench.request.models import find_spec
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Corruptions
 from hpm_robustbench.zoo.spec import ModelSpec, WeightsRef

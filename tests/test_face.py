@@ -158,8 +158,8 @@ def test_every_failure_can_be_caught_by_one_name() -> None:
 
 
 def test_a_models_peculiarity_is_told() -> None:
-    from hpm_robustbench.report import spec_facts
-    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.report.models import spec_facts
+    from hpm_robustbench.request.models import find_spec
 
     facts = spec_facts(find_spec("Chen2020Adversarial"))
     assert facts["head"] == "branch1.linear, branch2.linear, branch3.linear"
@@ -170,7 +170,7 @@ def test_images_of_another_size_than_the_model_was_made_for_are_refused(tmp_path
     from hpm_robustbench.case import prepare
     from hpm_robustbench.data import DataSource
     from hpm_robustbench.data.known import KNOWN
-    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.request.models import find_spec
     from hpm_robustbench.run_options import RunOptions
 
     def unread(n: int | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,8 @@ from wide_resnets import wide_resnet
 from hpm_robustbench import HPMClassifier
 from hpm_robustbench.case import prepare
 from hpm_robustbench.hub.description import CONFIG, Description, read_description
-from hpm_robustbench.request import own_spec, tuning_of
+from hpm_robustbench.request.models import own_spec
+from hpm_robustbench.request.options import tuning_of
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.training.header import read_record

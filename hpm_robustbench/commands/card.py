@@ -69,7 +69,8 @@ def _strange(path: Path, got: str) -> InvalidInput:
 def rows_of_card(path: Path, form: str) -> None:
     """Show which attack took each image of a card, and as which class."""
     from hpm_robustbench.ledger.model_card import read_card
-    from hpm_robustbench.report import card_rows, render_rows
+    from hpm_robustbench.report.cards import card_rows
+    from hpm_robustbench.report.tables import render_rows
 
     rows = card_rows(read_card(path))
     click.echo(

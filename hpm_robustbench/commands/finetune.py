@@ -54,7 +54,8 @@ def finetune(  # the options of one command
     import torch
 
     from hpm_robustbench.case import fine_tune
-    from hpm_robustbench.request import chosen_spec, run_options
+    from hpm_robustbench.request.models import chosen_spec
+    from hpm_robustbench.request.options import run_options
     from hpm_robustbench.training.compute import Compute
     from hpm_robustbench.training.summary import facts_of, render_finetuned
 

@@ -19,7 +19,7 @@ def list_models(
     form: str, threat_model: str | None, min_params: str | None, max_params: str | None, **rest: str | None
 ) -> None:
     """List the models that can be run."""
-    from hpm_robustbench.report import render_specs, render_specs_markdown, spec_facts
+    from hpm_robustbench.report.models import render_specs, render_specs_markdown, spec_facts
     from hpm_robustbench.threat import parse_threat_name
     from hpm_robustbench.zoo.catalog import catalog
     from hpm_robustbench.zoo.query import Query, parse_size
@@ -40,8 +40,9 @@ def list_models(
 @options.format_of("human", "json")
 def show(model: str, dataset: str | None, threat_model: str | None, form: str) -> None:
     """Show what is known of a model."""
-    from hpm_robustbench.report import render_facts, spec_facts
-    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.report.models import spec_facts
+    from hpm_robustbench.report.tables import render_facts
+    from hpm_robustbench.request.models import find_spec
 
     facts = spec_facts(find_spec(model, dataset, threat_model))
     click.echo(options.as_json(facts) if form == "json" else render_facts(facts))

@@ -76,7 +76,8 @@ def push(  # the options of one command
     from hpm_robustbench.hub.publication import Wish
     from hpm_robustbench.hub.publish import plan, send_publication, write_publication
     from hpm_robustbench.hub.remote import Destination
-    from hpm_robustbench.request import chosen_spec, run_options
+    from hpm_robustbench.request.models import chosen_spec
+    from hpm_robustbench.request.options import run_options
     from hpm_robustbench.threat import Batching
     from hpm_robustbench.weights.offline import connections
 

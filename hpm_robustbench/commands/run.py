@@ -78,8 +78,11 @@ def run(  # the options of one command
     from hpm_robustbench.case import prepare
     from hpm_robustbench.hub.trial import published
     from hpm_robustbench.pipeline import Screen, verify_kept
-    from hpm_robustbench.report import render_card, render_rows, render_screen, screen_rows
-    from hpm_robustbench.request import chosen_spec, run_options
+    from hpm_robustbench.report.cards import render_card
+    from hpm_robustbench.report.screens import render_screen, screen_rows
+    from hpm_robustbench.report.tables import render_rows
+    from hpm_robustbench.request.models import chosen_spec
+    from hpm_robustbench.request.options import run_options
     from hpm_robustbench.workers import default_workers, evaluate_together
 
     of_the_model = {key: asked.pop(key) for key in options.OF_A_MODEL}

@@ -15,7 +15,7 @@ from hpm_robustbench.commands import options
 def status(output: Path, form: str) -> None:
     """Show how far each run and each fine-tuning is."""
     from hpm_robustbench.ledger.journal import overview
-    from hpm_robustbench.report import render_rows
+    from hpm_robustbench.report.tables import render_rows
     from hpm_robustbench.training.status import trainings
 
     runs, trained = overview(output / "runs"), trainings(output / "finetuned")
@@ -30,7 +30,8 @@ def status(output: Path, form: str) -> None:
 @options.format_of("human", "json")
 def doctor(form: str) -> None:
     """Show versions, devices and what is missing."""
-    from hpm_robustbench.report import render_facts, software
+    from hpm_robustbench.report.software import software
+    from hpm_robustbench.report.tables import render_facts
 
     facts = software()
     click.echo(options.as_json(facts) if form == "json" else render_facts(facts))

@@ -38,7 +38,7 @@ def pin(
 
     Look at the entries before you commit them: they say that what lies here now is the right file.
     """
-    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.request.models import find_spec
     from hpm_robustbench.weights.pin import pin as pin_checkpoint
     from hpm_robustbench.zoo.checksums import checksums_json
 
@@ -69,7 +69,7 @@ def mirror(
     allow_global: Sequence[str],
 ) -> None:
     """Make a folder of checkpoints as safetensors, ready to be uploaded to the Hugging Face Hub."""
-    from hpm_robustbench.request import find_spec
+    from hpm_robustbench.request.models import find_spec
     from hpm_robustbench.weights import Trust
     from hpm_robustbench.weights.mirror import mirror as mirror_model
     from hpm_robustbench.zoo.catalog import catalog

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.hub.description import Base
-from hpm_robustbench.request import spec_to_run
+from hpm_robustbench.request.models import spec_to_run
 from hpm_robustbench.threat import Dataset
 from hpm_robustbench.zoo.from_file import weights_from_text
 from hpm_robustbench.zoo.hub_file import HubFile

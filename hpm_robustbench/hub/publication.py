@@ -19,7 +19,7 @@ from hpm_robustbench.hub.remote import CARD
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.signature import sign
 from hpm_robustbench.ledger.card_schema import ModelCard
-from hpm_robustbench.report import render_table
+from hpm_robustbench.report.tables import render_table
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.training.published import record
 from hpm_robustbench.zoo.hub_file import HubFile

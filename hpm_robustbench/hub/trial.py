@@ -19,7 +19,8 @@ from hpm_robustbench.hub.found import Found, on_hub
 from hpm_robustbench.hub.origin import base_spec
 from hpm_robustbench.hub.restore import Means, Restored, answer_alone, restore
 from hpm_robustbench.load import Wrapped, take_apart
-from hpm_robustbench.request import find_beside_caller, tuning_of
+from hpm_robustbench.request.models import find_beside_caller
+from hpm_robustbench.request.options import tuning_of
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.state_dict import read_state_dict
 from hpm_robustbench.training.header import RECORD

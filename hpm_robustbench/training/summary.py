@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpm_robustbench.report import render_table
+from hpm_robustbench.report.tables import render_table
 from hpm_robustbench.training.kept import Kept
 from hpm_robustbench.training.recipe import Tuning
 

@@ -11,8 +11,8 @@ from hpm_robustbench.cli import cli
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.ledger.coupling import CAN_ALSO
 from hpm_robustbench.pipeline import evaluate, screen
-from hpm_robustbench.report import screen_rows
-from hpm_robustbench.request import spec_to_run
+from hpm_robustbench.report.screens import screen_rows
+from hpm_robustbench.request.models import spec_to_run
 from hpm_robustbench.run_options import RunOptions
 
 MODEL = "Digits2026ResNet-Linf"

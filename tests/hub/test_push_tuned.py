@@ -18,7 +18,7 @@ from hpm_robustbench.hub import trial
 from hpm_robustbench.hub.found import find
 from hpm_robustbench.hub.trial import published
 from hpm_robustbench.pipeline import attack, conclude, examine
-from hpm_robustbench.request import under
+from hpm_robustbench.request.models import under
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.published import record

@@ -13,7 +13,7 @@ from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, read_card, write_card
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Batching
 
 JOINT = 2

@@ -13,7 +13,7 @@ from hpm_robustbench.ledger.card_from_records import batched
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, read_card, write_card
 from hpm_robustbench.ledger.pages import command
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Composition
 
 JOINT = 2

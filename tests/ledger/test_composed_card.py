@@ -11,7 +11,7 @@ from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, check_replaceable, read_card, write_card
 from hpm_robustbench.ledger.pages import command
 from hpm_robustbench.ledger.statistics import COUPLED
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Batching, Composition
 
 

@@ -22,7 +22,7 @@ from hpm_robustbench.ledger.model_card import (
     write_card,
 )
 from hpm_robustbench.ledger.pages import command
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Batching, Corruptions
 
 SOLO = "hpm_bench.evaluations.1"

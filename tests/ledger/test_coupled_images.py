@@ -7,7 +7,7 @@ import pytest
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import write_card
 from hpm_robustbench.ledger.statistics import COUPLED
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hpm_robustbench.ledger.model_card import ModelCard, build_card, read_card, 
 from hpm_robustbench.ledger.pages import render_model
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.statistics import exceeds
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Batching
 
 

@@ -21,7 +21,7 @@ from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, chec
 from hpm_robustbench.ledger.pages import command, in_words
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.statistics import compare, outcome
-from hpm_robustbench.report import render_card
+from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, ThreatModel
 from hpm_robustbench.training.recipe import Control, Tuning, find_recipe

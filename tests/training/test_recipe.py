@@ -10,7 +10,7 @@ import pytest
 from hpm_robustbench.commands.finetune import finetune
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.request import run_options
+from hpm_robustbench.request.options import run_options
 from hpm_robustbench.training.recipe import RECIPES, Control, Recipe, Tuning, find_control, find_recipe
 
 

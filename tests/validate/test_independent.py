@@ -16,7 +16,7 @@ from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.record import RunRecord
-from hpm_robustbench.request import find_spec
+from hpm_robustbench.request.models import find_spec
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching

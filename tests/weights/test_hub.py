@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from hpm_robustbench.errors import DownloadFailed, IntegrityError, StorageProblem
-from hpm_robustbench.request import spec_to_run
+from hpm_robustbench.request.models import spec_to_run
 from hpm_robustbench.weights import Trust, locate
 from hpm_robustbench.weights.hub import Hub, at_commits
 from hpm_robustbench.zoo.hub_file import HubFile
@@ -144,7 +144,7 @@ def test_a_file_that_is_not_the_pinned_one_does_not_stay_in_the_cache(hub, tmp_p
 
 LOAD = """
 from pathlib import Path
-from hpm_robustbench.request import own_spec
+from hpm_robustbench.request.models import own_spec
 from hpm_robustbench.weights import load_weights
 from hpm_robustbench.weights.pin import pin
 

@@ -209,7 +209,7 @@ def test_a_disk_that_takes_no_more_leaves_no_half_file(small, server, torch_byte
 
 def test_a_licence_that_is_allowed_by_name_lets_the_command_line_go_on(tmp_path, monkeypatch):
     own = replace(catalog().find(DIGITS_MODEL), paper=Paper(title="Mine", license="CC-BY-NC-4.0"))
-    monkeypatch.setattr("hpm_robustbench.request.find_spec", lambda *_: own)
+    monkeypatch.setattr("hpm_robustbench.request.models.find_spec", lambda *_: own)
     arguments = ["weights", "mirror", "--model", DIGITS_MODEL, "--folder", str(tmp_path / "mirror")]
     assert CliRunner().invoke(cli, arguments).exception.args[0].endswith("add --allow-license CC-BY-NC-4.0")
     done = CliRunner().invoke(cli, [*arguments, "--allow-license", "CC-BY-NC-4.0"], catch_exceptions=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpm_robustbench.report import render_table
+from hpm_robustbench.report.tables import render_table
 
 
 def test_hashes_that_begin_with_digits_are_text() -> None:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.request import eps_text, find_spec, own_spec, run_options, spec_to_run
-from hpm_robustbench.threat import Composition, parse_threat
-from hpm_robustbench.training.recipe import Control
+from hpm_robustbench.request.models import eps_text, find_spec, own_spec, spec_to_run
+from hpm_robustbench.threat import parse_threat
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 
@@ -56,26 +55,6 @@ def test_a_fine_tuned_model_is_still_found_in_the_catalog() -> None:
     assert tuned.name == "Carmon2019Unlabeled_eps4-255_uniform-v1"
     assert (tuned.untuned_name, tuned.base_name) == (asked.name, "Carmon2019Unlabeled")
     assert (asked.untuned_name, asked.base_name) == (asked.name, "Carmon2019Unlabeled")
-
-
-def test_a_recipe_is_read_with_its_knobs_and_never_guessed() -> None:
-    asked = {"batching": (), "knobs": ()}
-    assert run_options(**asked).tuning is None
-    options = run_options(**asked, recipe="uniform-v1", control="fc", tune=["epochs=2", "learned=fc,tau"], seed=3)
-    assert options.tuning is not None
-    assert (options.tuning.control, options.tuning.seed, options.tuning.recipe.epochs) == (Control.FC, 3, 2)
-    assert options.defence_facts["tuning"]["options"][:2] == ["--recipe", "uniform-v1"]
-    for alone in ({"control": "fc"}, {"tune": ["epochs=2"]}):
-        with pytest.raises(UsageProblem, match="add --recipe uniform-v1"):
-            run_options(**asked, **alone)
-
-
-def test_batches_are_composed_where_there_are_any() -> None:
-    asked = {"batching": ("solo", "joint"), "knobs": ()}
-    assert run_options(**asked).composition is Composition.IID
-    assert run_options(**asked, batches="single-class").composition is Composition.SINGLE_CLASS
-    with pytest.raises(UsageProblem, match="--batching joint beside --batches sorted"):
-        run_options(batching=("solo", "reference"), knobs=(), batches="sorted")
 
 
 def test_what_was_published_of_other_weights_is_not_said_of_these() -> None:

@@ -1,31 +1,23 @@
-"""From what a person asks for, in words, to a spec and options."""
+"""From the name of a model, or the caller's own in words, to a spec."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from math import isfinite
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
-from hpm_robustbench.hpm.config import HPMConfig
-from hpm_robustbench.ledger.card_from_records import published_number
-from hpm_robustbench.ledger.card_schema import ModelCard, first_problem
-from hpm_robustbench.run_options import RunOptions
-from hpm_robustbench.threat import Batching, Composition, Norm, Threat, parse_threat, parse_threat_name
-from hpm_robustbench.training.recipe import Tuning, find_control, find_recipe
-from hpm_robustbench.weights import Trust
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.request.facts import read_facts
+from hpm_robustbench.threat import Norm, Threat, parse_threat, parse_threat_name
 from hpm_robustbench.weights.hub import at_commits
 from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 from hpm_robustbench.zoo.catalog import catalog
-from hpm_robustbench.zoo.from_file import paper_from_json, spec_from_factory, weights_from_text
+from hpm_robustbench.zoo.from_file import spec_from_factory, weights_from_text
 from hpm_robustbench.zoo.spec import ModelSpec, Paper
 
 _OF_ONE_THREAT = (
@@ -39,17 +31,12 @@ _OF_ONE_THREAT = (
     "corruptions_mce_3d",
 )
 """Published figures that say nothing about another threat model."""
+
 _OF_ONE_CHECKPOINT = ("clean_acc", *_OF_ONE_THREAT)
 """Published figures that say nothing about other weights."""
+
 _LARGEST_DENOMINATOR = 1000
 """Of fractions that people mean when they give a float: multiples of 1/255 for most, halves of them for some."""
-_NOTHING_TOLD = {
-    **dict.fromkeys(("name", "dataset", "link", "authors", "venue", "architecture"), ""),
-    "eps": None,
-    "clean_acc": "0",
-    "reported": None,
-}
-"""What a card needs, where nobody has told anything about its model."""
 
 
 def find_spec(
@@ -194,7 +181,7 @@ def own_spec(
         dataset=dataset,
         threat=parse_threat(threat_model or Norm.LINF.value, eps),
         head=head,
-        paper=None if about is None else _read_facts(about),
+        paper=None if about is None else read_facts(about),
     )
     return replace(spec, weights=at_commits(spec.weights))
 
@@ -222,121 +209,3 @@ def under(spec: ModelSpec, threat: Threat) -> ModelSpec:
         return spec
     suffix = f"_eps{threat.budget.replace('/', '-')}" if threat.budget else ""
     return replace(spec, name=f"{spec.name}{suffix}", threat=threat, paper=_without(spec.paper, _OF_ONE_THREAT))
-
-
-def run_options(
-    *,
-    batching: Sequence[str],
-    knobs: Sequence[str],
-    batches: str = Composition.IID.value,
-    checksums: Path | None = None,
-    allow_global: Sequence[str] = (),
-    recipe: str | None = None,
-    control: str | None = None,
-    tune: Sequence[str] = (),
-    **rest: Any,
-) -> RunOptions:
-    """Options from their text forms; ``rest`` are RunOptions' own fields.
-
-    Raises:
-        UnknownName: no such knob, recipe or control.
-        UsageProblem: a value that a knob cannot have, a control or knob of no recipe, or batches that nobody fills.
-    """
-    composition = Composition(batches)
-    if composition is not Composition.IID and Batching.JOINT.value not in batching:
-        raise UsageProblem(
-            wanted=f"--batching joint beside --batches {batches}",
-            got=f"batching {' and '.join(batching)}, where no image has mates that could be chosen",
-            next_step="add --batching joint, or leave --batches out",
-        )
-    return RunOptions(
-        batchings=tuple(Batching(b) for b in dict.fromkeys(batching)),
-        composition=composition,
-        defence=_defence(knobs),
-        trust=Trust(checksums, tuple(allow_global)),
-        tuning=_tuning(recipe, control, tune, rest.get("seed", RunOptions.seed)),
-        **rest,
-    )
-
-
-def tuning_of(options: Sequence[str], seed: int) -> Tuning:
-    """The fine-tuning that ``Tuning.options`` ask for, which may be somebody else's words.
-
-    Raises:
-        UnknownName: no such recipe, control or knob.
-        UsageProblem: other options, or a value that a knob cannot have.
-    """
-    asked: dict[str, list[str]] = {"--recipe": [], "--control": [], "--tune": []}
-    for option, value in zip(options[::2], options[1::2], strict=False):
-        asked.get(option, []).append(value)
-    recipes, controls, knobs = asked.values()
-    tuning = _tuning(recipes[0] if recipes else None, controls[0] if controls else None, knobs, seed)
-    if tuning is None or tuning.options != list(options):
-        raise UsageProblem(
-            wanted="the options of a fine-tuning, as --recipe uniform-v1 --tune epochs=3",
-            got=" ".join(options)[:160],
-            next_step="ask its publisher to push it again",
-        )
-    return tuning
-
-
-def _tuning(recipe: str | None, control: str | None, knobs: Sequence[str], seed: int) -> Tuning | None:
-    """A recipe with ``knob=value`` texts in place of its own values, perhaps as a control."""
-    if recipe is None:
-        if control is not None or knobs:
-            raise UsageProblem(
-                wanted="a recipe beside --control and --tune", got="none", next_step="add --recipe uniform-v1"
-            )
-        return None
-    changes = {name: text for name, _, text in (knob.partition("=") for knob in knobs)}
-    return Tuning(find_recipe(recipe).with_knobs(changes), None if control is None else find_control(control), seed)
-
-
-def _defence(knobs: Sequence[str]) -> HPMConfig:
-    """A configuration from ``knob=value`` texts, each read as the default's type."""
-    known = {field.name: field.default for field in fields(HPMConfig)}
-    chosen: dict[str, Any] = {}
-    for knob in knobs:
-        name, _, text = knob.partition("=")
-        if name not in known:
-            raise UnknownName("knob of HPM", name, known)
-        chosen[name] = _read_knob(name, text, known[name])
-    return HPMConfig(**chosen)
-
-
-def _read_knob(name: str, text: str, default: object) -> bool | int | float | str:
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text.casefold()]
-        if isinstance(default, (int, float)):
-            return type(default)(text)
-        return text if name != "tau" or text == "fit" else float(text)
-    except (KeyError, ValueError) as error:
-        raise UsageProblem(
-            wanted=f"a value for {name} like {default}", got=repr(text), next_step=f"write --hpm {name}={default}"
-        ) from error
-
-
-def _read_facts(path: Path) -> Paper:
-    """Facts about a model that its card can hold: a trial takes hours, and its card is made in the end."""
-    paper = paper_from_json(_read_object(path), str(path))
-    told = {key: fact for key, fact in vars(paper).items() if published_number(fact) is not None}
-    try:
-        ModelCard.model_validate({**_NOTHING_TOLD, **told})
-    except ValidationError as error:
-        raise UsageProblem(
-            wanted=f"facts that a model card can hold in {path}, the file of --about",
-            got=first_problem(error),
-            next_step='correct that field; accuracies are text in percent, like "53.08"',
-        ) from error
-    return paper
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(wanted=f"a JSON file {path}", got=str(error), next_step="correct it") from error
-    if not isinstance(content, dict):
-        raise InvalidInput(wanted=f"a JSON object in {path}", got=type(content).__name__, next_step="correct it")
-    return content

@@ -1,0 +1,1 @@
+"""From what a person asks for, in words, to specs and options."""
