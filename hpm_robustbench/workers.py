@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryFile
 
 from hpm_robustbench.case import Ready, prepare
 from hpm_robustbench.evaluation.runner import Share
 from hpm_robustbench.pipeline import Outcome, Screen, attack, conclude, examine
+from hpm_robustbench.processes import ended, python_command
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.zoo.spec import ModelSpec
 
@@ -78,27 +80,32 @@ def _end_with_the_caller() -> None:
 @contextmanager
 def _other_workers(workers: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]]:
     """Start the other processes; none outlives the context."""
-    command = [sys.executable, "-m", "hpm_robustbench", *arguments]
-    running = [
-        subprocess.Popen(  # noqa: S603 - our own command line
-            command,
-            env={**os.environ, _SHARE: f"{index}/{workers}"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for index in range(1, workers)
-    ]
+    command = [*python_command("hpm_robustbench"), "--quiet", *arguments]
+    with ExitStack() as held:
+        running = []
+        for index in range(1, workers):
+            told = held.enter_context(TemporaryFile())
+            process = subprocess.Popen(  # noqa: S603 - our own command line
+                command,
+                env={**os.environ, _SHARE: f"{index}/{workers}"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=told,
+            )
+            held.callback(_stop, process)
+            running.append((process, told))
 
-    def wait() -> None:
-        for process in running:
-            if process.wait() > 0:
-                log.warning("a worker ended with code %d; its share is done here", process.returncode)
+        def wait() -> None:
+            for process, told in running:
+                if process.wait() != 0:
+                    told.seek(0)
+                    how = ended(process.returncode, told.read())
+                    log.warning("a worker ended with %s; its share is done here", how)
 
-    try:
         yield wait
-    finally:
-        for process in running:
-            process.terminate()
-            with process:  # waits, and closes its pipe
-                pass
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with process:  # waits, and closes its pipe
+        pass

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpm_robustbench.errors import HpmBenchError, IntegrityError, StorageProblem, UnsafePickle, UsageProblem
+from hpm_robustbench.processes import ended, python_command
 from hpm_robustbench.state_dict import check_container
 
 _MODULE = "hpm_robustbench.weights.convert_process"
@@ -53,7 +53,7 @@ def convert(
     """
     check_container(original)
     bounds = bounds or Bounds.of(original)
-    command = [sys.executable, "-m", _MODULE, original.resolve(), destination.resolve(), bounds.memory, *allow_globals]
+    command = [*python_command(_MODULE), original.resolve(), destination.resolve(), bounds.memory, *allow_globals]
     try:
         done = subprocess.run(  # noqa: S603 - our own module
             [str(part) for part in command],
@@ -68,14 +68,15 @@ def convert(
         raise _given_up(original, f"a file that keeps its reader busy for over {bounds.seconds:g} s") from error
     if done.returncode != 0:
         _raise_what_it_said(done.stdout)
-        raise _given_up(original, f"a file that ended the process that reads it ({_end(done)})")
+        raise _given_up(
+            original, f"a file that ended the process that reads it ({ended(done.returncode, done.stderr)})"
+        )
 
 
 def _environment() -> dict[str, str]:
-    """Enough to import what this process imports: no tokens, no accelerator, no second thread."""
+    """No tokens, no accelerator, no second thread."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
-    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _raise_what_it_said(output: bytes) -> None:
@@ -85,13 +86,6 @@ def _raise_what_it_said(output: bytes) -> None:
     except (IndexError, KeyError, TypeError, ValueError):
         return
     raise _ERRORS.get(kind, IntegrityError)(**parts)
-
-
-def _end(done: subprocess.CompletedProcess[bytes]) -> str:
-    if done.returncode < 0:
-        return f"signal {-done.returncode}"
-    lines = done.stderr.decode(errors="replace").splitlines() or [""]
-    return f"code {done.returncode}: {lines[-1][:160]}"
 
 
 def _given_up(original: Path, got: str) -> IntegrityError:
