@@ -164,18 +164,23 @@ def conclude(case: Case) -> Outcome | Screen:
         records = tuple(_record(Journal(case.output / "runs", plan)) for plan, _ in case.trials)
         beside = {control.value: conclude(make()).records for control, make in case.controls.items()}
     tuned = {} if case.kept is None else {"tuned": Tuned(case.kept.course, beside)}
-    name = case.spec.preprocessing
-    about_images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}
     build = build_card if case.corrupted is None else build_corruption_card
     card = build(
         case.spec,
         records,
         n_classes=case.test.dataset.n_classes,
         weights_sha256=case.weights_sha256,
-        notes={**case.wrapped.notes, **about_images},
+        notes={**case.wrapped.notes, **_notes(case.spec)},
         **tuned,
     )
     return Outcome(card, write_card(card, case.output / "model_cards"), records)
+
+
+def _notes(spec: ModelSpec) -> dict[str, str]:
+    """Sentences for a card, by topic: what nobody could know who has the card and not the spec."""
+    name, own = spec.preprocessing, spec.factory.startswith("python:")
+    images = {"images": f"Preprocessed as {name}, unless they had that size already."} if name else {}
+    return {**images, **({"head": spec.head.path} if own and spec.head.path else {})}
 
 
 def _screened(case: Case) -> Screen:

@@ -113,11 +113,13 @@ def test_every_batching_can_be_tried(model: nn.Module, tmp_path: Path) -> None:
         eps="3",
         n_ex=4,
         batchings=(Batching.REFERENCE,),
+        head="1",
         output=tmp_path,
     )
     assert outcome.card.hpm_bench is not None
     assert {e.batching for e in outcome.card.hpm_bench.evaluations} == {Batching.SOLO, Batching.REFERENCE}
     assert "496 test images" in outcome.card.hpm_bench.notes["prototypes"]
+    assert outcome.card.hpm_bench.notes["head"] == "1"
 
 
 def test_wrapping_gives_a_classifier_with_the_known_answer(model: nn.Module) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from functools import cache
 from urllib.parse import quote
 
 from jinja2 import Environment
 
-from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, Bench, HpmBench, Verdict
+from hpm_robustbench.ledger.card_bench import FINE_TUNED_RULE, RULE, HpmBench, Verdict
 from hpm_robustbench.ledger.card_control import CONTROLS
-from hpm_robustbench.ledger.card_corruptions import CorruptionBench, CorruptionEvaluation
+from hpm_robustbench.ledger.card_corruptions import CorruptionEvaluation
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.card_from_records import NOTICE
 from hpm_robustbench.ledger.corruption_rows import CorruptionRow, CorruptionTrack
 from hpm_robustbench.ledger.curves import render_curves
 from hpm_robustbench.ledger.published_rows import PublishedTable
+from hpm_robustbench.ledger.repetition import repetition
 from hpm_robustbench.ledger.rows import Row, Track
 from hpm_robustbench.ledger.statistics import COUPLED, outcome
 from hpm_robustbench.ledger.templates import site_environment
@@ -29,7 +29,7 @@ GENERATOR = "hpm-bench leaderboard"
 _ADDRESS = re.compile(r"(https?://|mailto:)[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
 
 
-def render_index(tracks: Sequence[Track], corrupted: Sequence[CorruptionTrack] = ()) -> str:
+def render_index(tracks: Sequence[Track], corrupted: Sequence[CorruptionTrack]) -> str:
     """The board: one table per track, those of corruptions last."""
     return _environment().get_template("index.html").render(tracks=tracks, corrupted=corrupted, root="")
 
@@ -93,47 +93,10 @@ def curves(bench: HpmBench) -> str:
     return f"data:image/svg+xml,{quote(render_curves(bench.fine_tuning.curves, bench.model_id))}"
 
 
-def command(bench: HpmBench | CorruptionBench) -> str:
-    """The command that repeats the evaluations of a card, one line per group of options."""
-    solo = bench.headline
-    budget = ["--eps", solo.threat.eps] if isinstance(solo, Evaluation) else []
-    lines = [
-        ["hpm-bench", "run", *_model_options(bench)],
-        ["--dataset", solo.dataset, "--threat_model", bench.threat_name, *budget],
-        ["--n_ex", str(solo.n), "--batch_size", str(solo.batch_size), "--seed", str(solo.seed)],
-        [part for e in bench.evaluations if e.target == "hpm" for part in _batching_options(e)],
-        [*bench.tuning_options, *(["--controls"] if isinstance(bench, HpmBench) and bench.controls else [])],
-        [part for knob, value in sorted(bench.asked_knobs.items()) for part in ("--hpm", f"{knob}={_knob(value)}")],
-    ]
-    return " \\\n  ".join(shlex.join(line) for line in lines if line)
-
-
-def _model_options(bench: Bench) -> list[str]:
-    source, published = bench.weights.source, bench.notes.get("published")
-    if published is not None:
-        return ["--model", published]
-    if not source.startswith(("file:", "hf:")):
-        return ["--model", bench.base_model]
-    weights = ["--weights", source.removeprefix("file:")]
-    if not bench.factory.startswith("python:"):
-        return ["--model", bench.base_model, *weights]
-    return ["--factory", bench.factory.removeprefix("python:"), "--name", bench.untuned_id, *weights]
-
-
-def _batching_options(evaluation: Evaluation | CorruptionEvaluation) -> list[str]:
-    size = ["--joint-size", str(evaluation.batch_size)] if evaluation.largest_batch else []
-    composed = [] if evaluation.composition is Composition.IID else ["--batches", evaluation.composition.value]
-    return ["--batching", evaluation.batching.value, *size, *composed]
-
-
-def _knob(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 @cache
 def _environment() -> Environment:
     environment = site_environment()
-    environment.filters.update(web_address=web_address, p_value=p_value, label=label, command=command)
+    environment.filters.update(web_address=web_address, p_value=p_value, label=label, repetition=repetition)
     environment.filters.update(in_words=in_words, curves=curves, counted=counted)
     environment.globals.update(
         rule=RULE, fine_tuned_rule=FINE_TUNED_RULE, controls=CONTROLS, notice=NOTICE, generator=GENERATOR

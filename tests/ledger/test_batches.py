@@ -12,7 +12,7 @@ from hpm_robustbench.ledger.card_batches import Batched
 from hpm_robustbench.ledger.card_from_records import batched
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, read_card, write_card
-from hpm_robustbench.ledger.pages import command
+from hpm_robustbench.ledger.repetition import repetition
 from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Composition
 
@@ -43,7 +43,7 @@ def test_page_board_and_terminal_show_what_there_was_and_the_command_asks_for_wh
     [row] = json.loads((index.parent / "leaderboard.json").read_text())["rows"]
     assert (row["joint_batch_size"], row["joint_batch_per_class"]) == (400, 40.0)
     assert "hpm joint B=400" in render_card(few)
-    assert "--batching joint --joint-size 512" in command(few.hpm_bench)
+    assert "--batching joint --joint-size 512" in repetition(few.hpm_bench)
 
 
 def test_a_batch_of_one_class_has_no_mean_number_of_mates_per_class(records):

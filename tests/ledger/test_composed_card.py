@@ -9,7 +9,7 @@ import pytest
 from hpm_robustbench.errors import InvalidInput, UsageProblem
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import build_card, check_replaceable, read_card, write_card
-from hpm_robustbench.ledger.pages import command
+from hpm_robustbench.ledger.repetition import repetition
 from hpm_robustbench.ledger.statistics import COUPLED
 from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Batching, Composition
@@ -38,11 +38,11 @@ def test_the_pages_the_table_and_the_command_name_it(composed, card, tmp_path, r
     assert "HPM JOINT, single-class batches, step by step" in page
     assert "B at most 128, single-class" in read_html(tmp_path / "board" / "index.html").text
     assert "single-class" in (tmp_path / "board" / "leaderboard.csv").read_text()
-    assert "--batching joint --joint-size 128 --batches single-class" in command(composed.hpm_bench)
+    assert "--batching joint --joint-size 128 --batches single-class" in repetition(composed.hpm_bench)
     assert "hpm joint B=128 single-class" in render_card(composed)
     assert COUPLED in render_card(composed)
     assert "joint B=128 single-class: HPM hurts" in render_card(composed)
-    assert "single-class" not in command(card.hpm_bench) + render_card(card)
+    assert "single-class" not in repetition(card.hpm_bench) + render_card(card)
 
 
 def test_it_does_not_replace_a_card_of_random_batches_unasked(composed, card, tmp_path):

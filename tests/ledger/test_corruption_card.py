@@ -21,7 +21,7 @@ from hpm_robustbench.ledger.model_card import (
     read_card,
     write_card,
 )
-from hpm_robustbench.ledger.pages import command
+from hpm_robustbench.ledger.repetition import repetition
 from hpm_robustbench.report.cards import render_card
 from hpm_robustbench.threat import Batching, Corruptions
 
@@ -119,7 +119,7 @@ def test_a_card_of_other_images_is_not_replaced_unasked(corrupted_card, tmp_path
 
 
 def test_the_command_repeats_the_card(corrupted_card):
-    assert command(corrupted_card.hpm_bench) == (
+    assert repetition(corrupted_card.hpm_bench) == (
         "hpm-bench run --model Hendrycks2020AugMix_WRN \\\n"
         "  --dataset cifar10 --threat_model corruptions \\\n"
         "  --n_ex 400 --batch_size 100 --seed 0 \\\n"

@@ -15,7 +15,8 @@ from hpm_robustbench.ledger.card_bench import Weights
 from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.leaderboard import build, check
 from hpm_robustbench.ledger.model_card import write_card
-from hpm_robustbench.ledger.pages import command, p_value, render_index
+from hpm_robustbench.ledger.pages import p_value, render_index
+from hpm_robustbench.ledger.repetition import repetition
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.training.recipe import Tuning, find_recipe
 from hpm_robustbench.zoo.spec import Paper
@@ -143,14 +144,14 @@ def test_flags_of_a_run_stand_below_its_steps_and_not_beside_its_clean_images(bo
 
 
 def test_the_command_repeats_the_card(card, make_card):
-    assert command(make_card("Wide", eps="8/255").hpm_bench) == (
+    assert repetition(make_card("Wide", eps="8/255").hpm_bench) == (
         "hpm-bench run --model Wide \\\n"
         "  --dataset cifar10 --threat_model Linf --eps 8/255 \\\n"
         "  --n_ex 400 --batch_size 100 --seed 0 \\\n"
         "  --batching solo \\\n"
         "  --hpm beta=0.5 --hpm distance=squared --hpm tau=fit"
     )
-    own = command(card.hpm_bench)
+    own = repetition(card.hpm_bench)
     assert "--factory models:resnet4b --name resnet4b_linf2 --weights resnet4b.pth" in own
     assert "--batching solo --batching joint --joint-size 128" in own
 
@@ -158,9 +159,9 @@ def test_the_command_repeats_the_card(card, make_card):
 def test_the_command_repeats_weights_from_the_hub(card, make_card):
     from_hub = Weights(source=f"hf:owner/name@{'0' * 40}:model.safetensors", sha256=["1" * 64])
     own = card.hpm_bench.model_copy(update={"weights": from_hub})
-    assert f"--factory models:resnet4b --name resnet4b_linf2 --weights {from_hub.source}" in command(own)
+    assert f"--factory models:resnet4b --name resnet4b_linf2 --weights {from_hub.source}" in repetition(own)
     known = make_card("Wide", eps="8/255").hpm_bench.model_copy(update={"weights": from_hub})
-    assert command(known).startswith(f"hpm-bench run --model Wide --weights {from_hub.source} ")
+    assert repetition(known).startswith(f"hpm-bench run --model Wide --weights {from_hub.source} ")
 
 
 def test_small_p_values_are_not_called_zero():
