@@ -13,6 +13,7 @@ from hpm_robustbench.errors import UsageProblem
 
 if TYPE_CHECKING:
     from hpm_robustbench.hub.publication import Publication
+    from hpm_robustbench.hub.remote import Destination
 
 
 @click.command()
@@ -76,38 +77,15 @@ def push(  # the options of one command
     from hpm_robustbench.hub.publication import Wish
     from hpm_robustbench.hub.publish import plan, send_publication, write_publication
     from hpm_robustbench.hub.remote import Destination
+    from hpm_robustbench.offline import connections
     from hpm_robustbench.request.models import chosen_spec
     from hpm_robustbench.request.options import run_options
     from hpm_robustbench.threat import Batching
-    from hpm_robustbench.weights.offline import connections
 
     torch.set_num_threads(1)  # as when it was tried
-    if options.is_published(model):
-        raise UsageProblem(
-            wanted="the name of the base model, whose trial lies here",
-            got=f"{model}, which is published already",
-            next_step="name its base, as its config.json does; after fine-tuning also its recipe, and --finetuned with "
-            "the folder of that publication",
-        )
+    _check_base(model)
     destination = Destination(repo, revision, private, create_pr)
-    if samples and create_pr:
-        raise UsageProblem(
-            wanted="a model to publish, since its samples are published at once",
-            got="--samples with --create-pr",
-            next_step="leave one of the two out",
-        )
-    of_a_commit = {
-        "--dry-run": dry_run,
-        "--private": private,
-        "--create-pr": create_pr,
-        "--revision": revision != "main",
-    }
-    if folder is not None and any(of_a_commit.values()):
-        raise UsageProblem(
-            wanted="files in a folder, and nothing sent",
-            got=f"--folder with {', '.join(option for option, given in of_a_commit.items() if given)}",
-            next_step="leave --folder out, or the rest",
-        )
+    _check_together(destination, samples, folder, dry_run)
     benchmark = Benchmark.parse(eval_dataset) if eval_dataset else None
     licences = tuple(allow_license)
     wish = Wish(repo, Batching(batching), include_backbone, licences, samples, benchmark, sign)
@@ -128,6 +106,38 @@ def push(  # the options of one command
         click.echo(options.as_json({**publication.to_json(), **sent._asdict()}))
     else:
         click.echo(f"{'sent' if sent.changed else 'nothing to do'}: {sent.address}")
+
+
+def _check_base(model: str | None) -> None:
+    if options.is_published(model):
+        raise UsageProblem(
+            wanted="the name of the base model, whose trial lies here",
+            got=f"{model}, which is published already",
+            next_step="name its base, as its config.json does; after fine-tuning also its recipe, and --finetuned with "
+            "the folder of that publication",
+        )
+
+
+def _check_together(destination: Destination, samples: str | None, folder: Path | None, dry_run: bool) -> None:
+    """Refuse options that contradict each other."""
+    if samples and destination.create_pr:
+        raise UsageProblem(
+            wanted="a model to publish, since its samples are published at once",
+            got="--samples with --create-pr",
+            next_step="leave one of the two out",
+        )
+    of_a_commit = {
+        "--dry-run": dry_run,
+        "--private": destination.private,
+        "--create-pr": destination.create_pr,
+        "--revision": destination.revision != "main",
+    }
+    if folder is not None and any(of_a_commit.values()):
+        raise UsageProblem(
+            wanted="files in a folder, and nothing sent",
+            got=f"--folder with {', '.join(option for option, given in of_a_commit.items() if given)}",
+            next_step="leave --folder out, or the rest",
+        )
 
 
 def _written(publication: Publication, folder: Path) -> str:

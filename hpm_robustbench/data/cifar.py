@@ -19,6 +19,7 @@ from hpm_robustbench.data.examples import DataSource, Pair
 from hpm_robustbench.data.known import KNOWN
 from hpm_robustbench.data.pixels import images_from_array, labels_from_array
 from hpm_robustbench.errors import DownloadFailed
+from hpm_robustbench.offline import may_connect
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def _archive(name: str, data_dir: Path, train: bool) -> Any:
     """Torchvision's view of the archive.
 
     Raises:
-        DownloadFailed: it is not on disk, not whole, and could not be downloaded.
+        DownloadFailed: it is not whole on disk, and could not or may not be downloaded.
     """
     from hpm_robustbench.robustbench_compat import import_torchvision  # noqa: PLC0415 - torchvision is slow to import
 
@@ -49,13 +50,19 @@ def _archive(name: str, data_dir: Path, train: bool) -> Any:
     try:
         return dataset_class(str(data_dir), train=train, download=False)
     except RuntimeError:
+        if not may_connect():
+            raise _missing(name, dataset_class, data_dir, "no whole one, and no leave to connect") from None
         log.info("no whole %s under %s; downloading %s", dataset_class.base_folder, data_dir, dataset_class.url)
     try:
         return dataset_class(str(data_dir), train=train, download=True)
     except (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError) as error:
-        raise DownloadFailed(
-            wanted=f"{name} as {data_dir / dataset_class.base_folder}, or from {dataset_class.url}",
-            got=f"{type(error).__name__}: {error}",
-            next_step=f"put {dataset_class.filename} into {data_dir}, name its folder with --data-dir, "
-            "or give arrays x_test and y_test with --data file.npz",
-        ) from error
+        raise _missing(name, dataset_class, data_dir, f"{type(error).__name__}: {error}") from error
+
+
+def _missing(name: str, dataset_class: Any, data_dir: Path, got: str) -> DownloadFailed:
+    return DownloadFailed(
+        wanted=f"{name} as {data_dir / dataset_class.base_folder}, or from {dataset_class.url}",
+        got=got,
+        next_step=f"put {dataset_class.filename} into {data_dir}, name its folder with --data-dir, "
+        "or give arrays x_test and y_test with --data file.npz",
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, UnsafePickle
 from hpm_robustbench.ledger.atomic import write_atomic
+from hpm_robustbench.offline import may_connect
 from hpm_robustbench.weights.locks import locked, unwritable
-from hpm_robustbench.weights.offline import may_connect
 from hpm_robustbench.weights.places import Place
 from hpm_robustbench.weights.transfer import Fetcher, Partial, Patient, Unavailable
 from hpm_robustbench.weights.trust import measure

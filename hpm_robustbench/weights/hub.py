@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpm_robustbench.errors import DownloadFailed, HpmBenchError, IntegrityError, StorageProblem
-from hpm_robustbench.weights.offline import may_connect
+from hpm_robustbench.offline import may_connect
 from hpm_robustbench.weights.patience import as_the_hub_asks, pause_asked_for
 from hpm_robustbench.zoo.hub_file import HubFile
 from hpm_robustbench.zoo.spec import WeightsRef

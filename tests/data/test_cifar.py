@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from hpm_robustbench.data import holds_clean, open_dataset
 from hpm_robustbench.errors import DownloadFailed
+from hpm_robustbench.offline import connections
 from hpm_robustbench.robustbench_compat import import_torchvision
 
 
@@ -61,6 +63,12 @@ def test_a_missing_archive_without_a_network_says_what_to_put_where(tmp_path, wi
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in message
     assert f"put cifar-10-python.tar.gz into {tmp_path}" in message
     assert "--data file.npz" in message
+
+
+def test_nothing_is_downloaded_where_no_connection_is_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+    with connections(allowed=False), pytest.raises(DownloadFailed, match=r"no leave to connect.*--data file\.npz"):
+        open_dataset("cifar10", data_dir=tmp_path).test()
 
 
 def test_an_archive_with_another_md5_is_never_unpickled(tmp_path, without_network):
