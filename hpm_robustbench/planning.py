@@ -27,6 +27,7 @@ from hpm_robustbench.ledger.plan import (
     digest,
 )
 from hpm_robustbench.load import Wrapped
+from hpm_robustbench.robustbench_compat import autoattack_version
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.shapes import Images
 from hpm_robustbench.surrogates.views import Subject
@@ -148,7 +149,7 @@ def _software(device: torch.device, *, reads_images: bool) -> dict[str, str]:
     """What a result depends on; corrupted images are known by their files, so how these are read is part of it."""
     return {
         "torch": version("torch"),
-        "pyautoattack": version("pyautoattack"),
+        **autoattack_version(),
         "device": device.type,
         "lab": code_sha256(*LAB, "data") if reads_images else code_sha256(*LAB),
         **({"pillow": version("pillow")} if reads_images else {}),
@@ -158,11 +159,12 @@ def _software(device: torch.device, *, reads_images: bool) -> dict[str, str]:
 def environment_of(device: torch.device) -> dict[str, str]:
     """Versions and machine, written beside the results that came about there."""
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    packages = {name: version(name) for name in ("hpm-robustbench", "torch", "numpy", "pyautoattack", "robustbench")}
+    packages = {name: version(name) for name in ("hpm-robustbench", "torch", "numpy", "robustbench")}
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": device.type,
         **gpu,
         **packages,
+        **autoattack_version(),
     }

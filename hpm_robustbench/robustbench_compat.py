@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -65,6 +66,15 @@ def import_autoattack() -> ModuleType:
         for component in ("autopgd_base", "fab_pt", "square", "state"):
             importlib.import_module(f"{name}.{component}")
         return sys.modules[name]
+
+
+def autoattack_version() -> dict[str, str]:
+    """The package that ``import_autoattack`` takes, with its version: results depend on both."""
+    name = import_autoattack().__name__
+    try:
+        return {name: version(name)}
+    except PackageNotFoundError:  # a folder that somebody has put on the path
+        return {name: "of unknown version"}
 
 
 def import_robustbench() -> ModuleType:

@@ -64,16 +64,38 @@ def test_autoattack_components_come_from_an_installed_package():
     assert out.strip() == ("autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack")
 
 
-def test_an_installed_autoattack_is_preferred(tmp_path, monkeypatch):
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    """A folder on the path of other interpreters, with a package named as the reference implementation is."""
     package = tmp_path / "autoattack"
     package.mkdir()
     for module in ("__init__", "autopgd_base", "fab_pt", "square", "state"):
         (package / f"{module}.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_an_installed_autoattack_is_preferred(reference):
     out = python(
         "from hpm_robustbench.robustbench_compat import import_autoattack; print(import_autoattack().__file__)"
     )
-    assert out.strip() == str(package / "__init__.py")
+    assert out.strip() == str(reference / "autoattack" / "__init__.py")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_results_name_the_autoattack_that_made_them(reference, known):
+    if known:
+        about = reference / "autoattack-0.7.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: autoattack\nVersion: 0.7\n")
+    used = python(
+        "import json, torch; from hpm_robustbench import planning\n"
+        "cpu = torch.device('cpu')\n"
+        "print(json.dumps([planning._software(cpu, reads_images=False), planning.environment_of(cpu)]))"
+    )
+    for told in json.loads(used):
+        assert told["autoattack"] == ("0.7" if known else "of unknown version")
+        assert "pyautoattack" not in told
 
 
 def test_torchvision_shim_is_active_only_where_the_import_fails():
