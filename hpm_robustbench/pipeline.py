@@ -103,7 +103,7 @@ def screen(
 def attack(case: Case, share: Share = WHOLE) -> None:
     """Do this share of what is not yet written down; on a corruption track nothing is attacked, only evaluated."""
     with full_precision_kernels():
-        awaited = any(_borrows(case, plan) for plan, _ in case.all_trials())
+        awaited = any(Journal(case.output / "runs", plan).awaits_images for plan, _ in case.all_trials())
         for plan, subject in case.all_trials():
             with _memory_for(plan):
                 _attack(case, plan, subject, share, lends=awaited and plan.target == "base")
@@ -120,12 +120,6 @@ def _attack(case: Case, plan: BasePlan, subject: Subject, share: Share, *, lends
 
 def _memory_for(plan: BasePlan) -> AbstractContextManager[None]:
     return enough_memory(plan.batch_size, "--joint-size" if plan.batching is Batching.JOINT else "--batch-size")
-
-
-def _borrows(case: Case, plan: BasePlan) -> bool:
-    """Whether a trial of HPM still waits for what the base model's leaves behind."""
-    journal = Journal(case.output / "runs", plan)
-    return bool(plan.lender) and (journal.awaits_aggregates or journal.read_lent() is None)
 
 
 def examine(case: Case) -> None:

@@ -8,7 +8,8 @@
     runs/<run key>/aggregates.json
 
 Resume is not a mode: whoever runs a plan asks which files exist. A file that is torn, foreign or edited does not
-match its own checksum; it is ignored with a warning and the step is done again.
+match its own checksum; it is ignored with a warning and the step is done again. The environment has none, for nothing
+follows from it: one that cannot be read is written again.
 """
 
 from __future__ import annotations
@@ -49,14 +50,29 @@ class Journal:
             StorageProblem: it cannot be written.
         """
         make_folder(self.folder)
-        plan_file, environment_file = self.folder / "plan.json", self.folder / "environment.json"
+        plan_file = self.folder / "plan.json"
         text = json.dumps(self.plan.to_json(), indent=1, sort_keys=True) + "\n"
         # The folder's name is the plan's hash: a file that says anything else is torn.
         if not plan_file.exists() or plan_file.read_text(errors="replace") != text:
             write_atomic(plan_file, text)
-        if not environment_file.exists():
-            write_atomic(environment_file, json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
+        if self._environment() is None:
+            write_atomic(self._environment_path, json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
         return self
+
+    @property
+    def _environment_path(self) -> Path:
+        return self.folder / "environment.json"
+
+    def _environment(self) -> dict[str, str] | None:
+        """Where it came about, or None if that is not there or not whole."""
+        try:
+            found = json.loads(self._environment_path.read_bytes())
+            return {str(name): str(value) for name, value in found.items()}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, AttributeError) as error:
+            log.warning("ignoring %s, which is not whole (%s); it is written again", self._environment_path, error)
+            return None
 
     def path(self, shard: int, step: str) -> Path:
         """Where a step's result on a shard lies."""
@@ -100,6 +116,11 @@ class Journal:
         return _read_block(self.folder / "aggregates.json", Aggregates)
 
     @property
+    def awaits_images(self) -> bool:
+        """Whether a trial of HPM is still to be shown what the base model's leaves behind, or what broke batches."""
+        return bool(self.plan.lender) and (self.awaits_aggregates or self.read_lent() is None)
+
+    @property
     def awaits_aggregates(self) -> bool:
         """Whether what broke whole batches is still to be put together, so that its images have to be there."""
         return self.plan.aggregated and self.read_aggregates() is None
@@ -110,15 +131,16 @@ class Journal:
         return done, len(self.plan.shards()) * len(self.step_names)
 
     def record(self) -> RunRecord | None:
-        """The finished run, or None while a step is missing."""
-        steps = []
+        """The finished run, or None while a step is missing, or the environment in which it came about."""
+        steps, environment = [], self._environment()
+        if environment is None:
+            return None
         for name in self.step_names:
             shards = [self.read(shard, name) for shard in range(len(self.plan.shards()))]
             whole = [shard for shard in shards if shard is not None]
             if len(whole) != len(shards):
                 return None
             steps.append(merge_shards(whole))
-        environment = json.loads((self.folder / "environment.json").read_bytes())
         found = self.read_diagnostics(), self.read_aggregates(), self.read_lent()
         return RunRecord(self.plan, tuple(steps), environment, *found)
 
@@ -181,7 +203,8 @@ def overview(runs: Path) -> list[dict[str, Any]]:
         except IntegrityError as error:
             log.warning("%s", error)
             continue
-        done, total = Journal(runs, plan).progress()
+        journal = Journal(runs, plan)
+        done, total = journal.progress()
         rows.append(
             {
                 "run": folder.name,
@@ -193,7 +216,7 @@ def overview(runs: Path) -> list[dict[str, Any]]:
                 "threat": str(plan.threat),
                 "n": plan.examples.n,
                 "steps": f"{done}/{total}",
-                "state": "finished" if done == total else "unfinished",
+                "state": "unfinished" if done < total or journal.awaits_images else "finished",
             }
         )
     return rows

@@ -221,7 +221,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan | CorruptionPlan:
         if "composition" in data:
             fields |= {"composition": Composition(data["composition"]), "labels": tuple(data["labels"])}
         return Plan(**fields) if isinstance(fields["threat"], ThreatModel) else CorruptionPlan(**fields)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, UsageProblem) as error:
         raise IntegrityError(
             wanted=f"a run plan of format {FORMAT}",
             got=f"{type(error).__name__}: {error}",

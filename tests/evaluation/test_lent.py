@@ -16,7 +16,7 @@ from hpm_robustbench.evaluation.aggregates import aggregate
 from hpm_robustbench.evaluation.lent import lend
 from hpm_robustbench.evaluation.runner import run
 from hpm_robustbench.evaluation.verification import verify
-from hpm_robustbench.ledger.journal import Journal
+from hpm_robustbench.ledger.journal import Journal, overview
 from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Plan, Step, plan_from_json
 from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.ledger.transfers import LENT, with_lent, with_transfers
@@ -87,6 +87,14 @@ def test_hpm_loses_what_images_of_the_base_model_break_and_nothing_else(trial: T
     assert lent.forward == 2 * sum(verdict != Verdict.SKIPPED for verdict in lent.verdict), "HPM and its base"
     assert after.run_key == before.run_key
     assert with_transfers([before]) == [before], "who was shown nothing"
+
+
+def test_a_run_is_finished_once_it_was_shown_what_broke_the_base_model(trial: Trial) -> None:
+    state = {row["run"]: row["state"] for row in overview(trial.runs)}
+    assert state == {trial.base.run_key: "finished", trial.plan.run_key: "unfinished"}
+    trial.lend()
+    aggregate(trial.plan, trial.subject, trial.examples, trial.runs)
+    assert {row["state"] for row in overview(trial.runs)} == {"finished"}
 
 
 def test_what_was_shown_once_is_not_shown_again(trial: Trial) -> None:

@@ -277,6 +277,19 @@ def test_a_torn_plan_is_written_again(wrapped: Wrapped, examples: ExampleSet, tm
     assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize("content", ["", '{"python": ', "[]", "null"])
+def test_a_torn_environment_is_written_again(
+    content: str, wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    subject = subject_of(wrapped)
+    plan = plan_of(subject, examples, QUICK[:1])
+    whole = tried(plan, subject, examples, tmp_path)
+    file = tmp_path / plan.run_key / "environment.json"
+    file.write_text(content)
+    assert Journal(tmp_path, plan).record() is None
+    assert tried(plan, subject, examples, tmp_path) == whole
+
+
 @pytest.mark.parametrize("size", [1, 8, 32, 128, 250, 1000])
 def test_any_batch_size_is_answered_in_those_batches_and_a_partial_last_one(
     wrapped: Wrapped, digits: tuple[ExampleSet, ExampleSet], tmp_path: Path, size: int

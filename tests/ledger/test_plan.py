@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpm_robustbench.errors import IntegrityError
+from hpm_robustbench.ledger.journal import overview
 from hpm_robustbench.ledger.plan import Examples, Plan, plan_from_json
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
 
@@ -92,8 +94,29 @@ def test_each_composition_is_a_trial_of_its_own():
     assert len({plan.run_key for plan in plans}) == len({plan.trial for plan in plans}) == len(Composition)
 
 
-@pytest.mark.parametrize("change", [{"labels": [0, 1]}, {"batching": "solo"}, {"composition": "by-size"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": [0, 1]},
+        {"batching": "solo"},
+        {"composition": "by-size"},
+        {"batch_size": 0},
+        {"threat": {"norm": "Linf", "eps": "1/0", "eps_exact": "1/0"}},
+        {"threat": "Linf"},
+        {"steps": [[]]},
+        {"examples": None},
+    ],
+)
 def test_a_plan_that_cannot_be_is_refused(change):
     data = plan_of([0, 1, 0], 2, Composition.SORTED).to_json()
     with pytest.raises(IntegrityError, match="run plan"):
         plan_from_json({**data, **change})
+
+
+def test_what_is_no_plan_is_left_out_of_the_overview(tmp_path, caplog):
+    for name, plan in (("whole", {}), ("empty", {"batch_size": 0}), ("odd", {"steps": None})):
+        (tmp_path / name).mkdir()
+        data = {**plan_of([0, 1, 0], 2, Composition.SORTED).to_json(), **plan}
+        (tmp_path / name / "plan.json").write_text(json.dumps(data))
+    assert [row["run"] for row in overview(tmp_path)] == ["whole"]
+    assert caplog.text.count("wanted a run plan") == 2
