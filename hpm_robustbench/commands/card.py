@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hpm_robustbench.commands import options
-from hpm_robustbench.errors import InvalidInput, UsageProblem, first_line
+from hpm_robustbench.errors import InvalidInput
 
 if TYPE_CHECKING:
     from hpm_robustbench.ledger.card_schema import ModelCard
@@ -41,26 +41,13 @@ def validate(paths: Sequence[Path]) -> None:
 
 def _valid(path: Path) -> ModelCard:
     """A card whose definition of HPM is one, too: what the ledger writes down is not for it to understand."""
-    from hpm_robustbench.hpm.config import HPMConfig
+    from hpm_robustbench.knobs import defence_told
     from hpm_robustbench.ledger.model_card import read_card
 
     found = read_card(path)
-    knobs: dict[str, Any] = {} if found.hpm_bench is None else found.hpm_bench.knobs
-    try:
-        HPMConfig(**knobs)
-    except UsageProblem as error:
-        raise _strange(path, f"{error.got} where it wants {error.wanted}") from error
-    except (TypeError, OverflowError) as error:  # a knob that nobody knows, or a number beyond any
-        raise _strange(path, first_line(error)) from error
+    if found.hpm_bench is not None:
+        defence_told(found.hpm_bench.knobs, str(path))
     return found
-
-
-def _strange(path: Path, got: str) -> InvalidInput:
-    return InvalidInput(
-        wanted=f"a definition of HPM that this version knows in {path}",
-        got=got,
-        next_step="correct its knobs, or install the version of hpm-robustbench that wrote it",
-    )
 
 
 @card.command("rows")

@@ -10,12 +10,12 @@ from typing import Any
 from hpm_robustbench.architectures import build
 from hpm_robustbench.case import prepare
 from hpm_robustbench.errors import UsageProblem
-from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hub.description import CONFIG
 from hpm_robustbench.hub.publication import Publication, Wish, compose
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.samples import publish_samples
+from hpm_robustbench.knobs import defence_told
 from hpm_robustbench.ledger.atomic import make_folder, write_all
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
@@ -125,7 +125,6 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
     bench = card.hpm_bench
     assert bench is not None
     solo, joint = bench.headline, bench.evaluation("hpm", Batching.JOINT)
-    defence: dict[str, Any] = bench.asked_knobs
     tuned_with: Any = bench.tuning.get("seed", solo.seed)
     return replace(
         options,
@@ -135,7 +134,7 @@ def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOp
         joint_size=joint.batch_size if joint else options.joint_size,
         composition=joint.composition if joint else options.composition,
         seed=solo.seed,
-        defence=HPMConfig(**defence),
+        defence=defence_told(bench.asked_knobs, f"the card of {bench.model_id}"),
         tuning=options.tuning and replace(options.tuning, seed=tuned_with),
         overwrite=True,  # nothing is written
     )

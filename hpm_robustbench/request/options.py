@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hpm_robustbench.errors import UnknownName, UsageProblem
-from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.errors import UsageProblem
+from hpm_robustbench.knobs import defence_from_words
 from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.threat import Batching, Composition
 from hpm_robustbench.training.recipe import Tuning, find_control, find_recipe
@@ -43,7 +42,7 @@ def run_options(
     return RunOptions(
         batchings=tuple(Batching(b) for b in dict.fromkeys(batching)),
         composition=composition,
-        defence=_defence(knobs),
+        defence=defence_from_words(knobs),
         trust=Trust(checksums, tuple(allow_global)),
         tuning=_tuning(recipe, control, tune, rest.get("seed", RunOptions.seed)),
         **rest,
@@ -81,28 +80,3 @@ def _tuning(recipe: str | None, control: str | None, knobs: Sequence[str], seed:
         return None
     changes = {name: text for name, _, text in (knob.partition("=") for knob in knobs)}
     return Tuning(find_recipe(recipe).with_knobs(changes), None if control is None else find_control(control), seed)
-
-
-def _defence(knobs: Sequence[str]) -> HPMConfig:
-    """A configuration from ``knob=value`` texts, each read as the default's type."""
-    known = {field.name: field.default for field in fields(HPMConfig)}
-    chosen: dict[str, Any] = {}
-    for knob in knobs:
-        name, _, text = knob.partition("=")
-        if name not in known:
-            raise UnknownName("knob of HPM", name, known)
-        chosen[name] = _read_knob(name, text, known[name])
-    return HPMConfig(**chosen)
-
-
-def _read_knob(name: str, text: str, default: object) -> bool | int | float | str:
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text.casefold()]
-        if isinstance(default, (int, float)):
-            return type(default)(text)
-        return text if name != "tau" or text == "fit" else float(text)
-    except (KeyError, ValueError) as error:
-        raise UsageProblem(
-            wanted=f"a value for {name} like {default}", got=repr(text), next_step=f"write --hpm {name}={default}"
-        ) from error

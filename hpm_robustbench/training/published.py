@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from hpm_robustbench.errors import HpmBenchError, InvalidInput, UsageProblem, first_line
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
+from hpm_robustbench.knobs import defence_told
 from hpm_robustbench.training.checkpoint import Saved, checked
 from hpm_robustbench.training.header import CLASSIFIER, RECORD, TENSORS, read_record, read_told
 from hpm_robustbench.training.recipe import Tuning
@@ -88,10 +88,9 @@ def asked_of(folder: Path) -> Asked:
     facts = {} if told is None else told["facts"]
     try:
         knobs, seed = facts["asked"]["knobs of HPM"], _recipe(facts)["seed"]
-        unknown = knobs.keys() - {field.name for field in fields(HPMConfig)}
-        if unknown or type(seed) is not int or not 0 <= seed < 2**63:
-            raise ValueError(f"the seed {seed!r:.40}, and {sorted(unknown)!r:.80} among the knobs")
-        return Asked(HPMConfig(**knobs), seed)
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise ValueError(f"the seed {seed!r:.40}")
+        return Asked(defence_told(knobs, RECORD), seed)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, HpmBenchError) as error:
         raise InvalidInput(
             wanted=f"{folder / RECORD} that tells what its training was asked for",

@@ -256,6 +256,17 @@ def test_only_what_was_tried_is_published(output, push, hub):
     assert hub.asked == []
 
 
+@pytest.mark.parametrize(("knob", "value"), [("gamma", 1), ("beta", "half"), ("k", None)])
+def test_a_card_with_knobs_of_another_version_is_refused(knob: str, value: object, output, push, hub):
+    card = read(output)
+    card["hpm_bench"]["defence"][knob] = value
+    write(output, card)
+    with pytest.raises(
+        InvalidInput, match=f"a definition of HPM that this version knows in the card of .* got .*{knob}"
+    ):
+        push("--dry-run")
+
+
 @pytest.mark.parametrize(
     ("file", "fault", "error"),
     [
