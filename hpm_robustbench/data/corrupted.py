@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hpm_robustbench.data.examples import ExampleSet
 from hpm_robustbench.data.folder import class_names, listing, read_image
 from hpm_robustbench.data.pixels import images_from_array, labels_from_array
-from hpm_robustbench.errors import IntegrityError, InvalidInput, UnknownName, UsageProblem
+from hpm_robustbench.errors import IntegrityError, InvalidInput, UnknownName, UsageProblem, first_line
 from hpm_robustbench.threat import Corruptions, Dataset
 
 SETS = {
@@ -223,11 +224,14 @@ def _array(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise InvalidInput(wanted=f"the file {path}", got="none", next_step="unpack the whole set there")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        array: NDArray[Any] | NpzFile = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, NpzFile):
+            array.close()
+            raise ValueError("named arrays, where a single one is needed")
+    except Exception as error:  # a damaged or hostile header makes NumPy raise nearly anything
         raise IntegrityError(
             wanted=f"a readable array in {path}",
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {first_line(error)}",
             next_step="fetch the set again",
         ) from error
     return array

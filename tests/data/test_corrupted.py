@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_arrays import HEADERS, array_file
 from PIL import Image
 
 from hpm_robustbench.data import ExampleSet, open_corrupted
@@ -180,6 +181,21 @@ def test_a_truncated_array(arrays: Path) -> None:
     path = arrays / "snow.npy"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(IntegrityError, match=r"snow\.npy"):
+        open_corrupted(CIFAR, [arrays])
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("name", ["labels", "snow"])
+def test_a_hostile_header(arrays: Path, name: str, header: str) -> None:
+    (arrays / f"{name}.npy").write_bytes(array_file(header))
+    with pytest.raises(IntegrityError, match=rf"{name}\.npy.*fetch the set again"):
+        open_corrupted(CIFAR, [arrays])
+
+
+def test_an_archive_under_the_name_of_an_array(arrays: Path) -> None:
+    with (arrays / "labels.npy").open("wb") as stream:
+        np.savez(stream, labels=np.zeros(3, np.int64))
+    with pytest.raises(IntegrityError, match=r"labels\.npy.*named arrays, where a single one is needed"):
         open_corrupted(CIFAR, [arrays])
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import io
 import itertools
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile_arrays import HEADERS, array_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -129,6 +131,30 @@ def test_a_single_array_under_that_name_is_refused(tmp_path):
         np.save(stream, X)
     with pytest.raises(IntegrityError, match="a single array, where named arrays are needed"):
         open_dataset("flowers", data=path)
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_a_hostile_header_is_refused(tmp_path, header):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as whole:
+        for name in ("x.npy", "y.npy"):
+            whole.writestr(name, array_file(header))
+    with pytest.raises(IntegrityError, match=r"readable \.npz archive"):
+        open_dataset("flowers", data=path).test()
+
+
+def test_a_damaged_archive_of_another_compression_is_refused(tmp_path):
+    path, plain = tmp_path / "set.npz", io.BytesIO()
+    np.save(plain, X)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as whole:
+        for name in ("x.npy", "y.npy"):
+            whole.writestr(name, plain.getvalue())
+    content = bytearray(path.read_bytes())
+    for start in (0, content.find(b"PK\x03\x04", 1)):
+        content[start + 45 : start + 60] = b"\xff" * 15
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"readable \.npz archive"):
+        open_dataset("flowers", data=path).test()
 
 
 def test_a_truncated_archive_is_refused(tmp_path):
