@@ -42,6 +42,7 @@ def list_models(dataset: str | None = None, threat_model: str | None = None) -> 
     from hpm_robustbench.zoo.catalog import catalog
     from hpm_robustbench.zoo.query import Query
 
+    dataset, threat_model = _word("dataset", dataset), _word("threat_model", threat_model)
     threat = None if threat_model is None else parse_threat_name(threat_model)
     return sorted({spec.name for spec in Query(dataset, threat).among(catalog().specs())})
 
@@ -59,7 +60,7 @@ def load_model(
     Args:
         model_name: as ``list_models`` gives it.
         model_dir: where checkpoints lie; RobustBench's own folder will do.
-        dataset: which dataset, if several have a model of that name.
+        dataset: which dataset, if several have a model of that name; as text, or as RobustBench's enum has it.
         threat_model: ``Linf`` or ``L2``, likewise.
         weights: other weights for that network: ``hf:owner/name@revision[:file]``, or a path.
 
@@ -71,6 +72,7 @@ def load_model(
     from hpm_robustbench.request.models import find_spec
     from hpm_robustbench.weights import load_weights
 
+    dataset, threat_model = _word("dataset", dataset), _word("threat_model", threat_model)
     return load_weights(find_spec(model_name, dataset, threat_model, weights), Path(model_dir)).model
 
 
@@ -144,6 +146,8 @@ def benchmark(
     from hpm_robustbench.zoo.spec import HeadRule, ModelSpec, WeightsRef
 
     _check_names("options", options, RunOptions)
+    name, dataset = _needed("name", name), _needed("dataset", dataset)
+    threat_model = _needed("threat_model", threat_model)
     chosen, threat = RunOptions(**options), parse_threat(threat_model, eps_text(eps))
     _check_tensors({"test images": test[0], "test labels": test[1]})
     if train is not None:
@@ -154,6 +158,28 @@ def benchmark(
     origin = f"python:{type(model).__module__}.{type(model).__qualname__}"
     spec = ModelSpec(name, dataset, threat, origin, WeightsRef("memory", ()), HeadRule(head))
     return evaluate(spec, chosen, model=own, source=source)
+
+
+def _word(option: str, given: object) -> str | None:
+    """An option as text: its own word, or that of a member of one of RobustBench's enums."""
+    from hpm_robustbench.errors import UsageProblem
+
+    word = getattr(given, "value", given)
+    if word is None or isinstance(word, str):
+        return word
+    raise UsageProblem(
+        wanted=f"{option} as text", got=f"{given!r:.80}, a {type(given).__name__}", next_step="give a str"
+    )
+
+
+def _needed(option: str, given: object) -> str:
+    """The same, of an option that cannot be left out."""
+    from hpm_robustbench.errors import UsageProblem
+
+    word = _word(option, given)
+    if word is None:
+        raise UsageProblem(wanted=f"{option} as text", got="None", next_step="give a str")
+    return word
 
 
 def _check_names(kind: str, given: Mapping[str, object], of: type) -> None:

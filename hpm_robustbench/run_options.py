@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.ledger.coupling import COUPLING
@@ -20,7 +22,16 @@ from hpm_robustbench.weights import STRICT, Trust
 
 SCREENS = (QUICK, COUPLING, MATRIX)
 _OPTIONAL_PATHS = ("data", "corruptions_data_dir", "finetuned")
-_LARGEST = 2**63 - 1
+_LARGEST_SEED = 2**63 - 1
+_MOST_IMAGES = 10**9
+"""What a card can hold; see ``ledger.card_block``."""
+_KINDS: dict[str, tuple[type, ...]] = {
+    "defence": (HPMConfig,),
+    "tuning": (Tuning, type(None)),
+    "compute": (Compute,),
+    "trust": (Trust,),
+    "device": (str,),
+}
 _Choice = TypeVar("_Choice", Batching, Composition)
 
 
@@ -86,8 +97,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         for name in ("n_ex", "batch_size", "joint_size"):
-            _check_whole(name, getattr(self, name), least=1)
-        _check_whole("seed", self.seed, least=0)
+            _check_whole(name, getattr(self, name), 1, _MOST_IMAGES)
+        _check_whole("seed", self.seed, 0, _LARGEST_SEED)
         for name in ("data", "data_dir", "corruptions_data_dir", "model_dir", "output", "finetuned"):
             if not (name in _OPTIONAL_PATHS and getattr(self, name) is None):
                 object.__setattr__(self, name, _path(name, getattr(self, name)))
@@ -97,6 +108,10 @@ class RunOptions:
         object.__setattr__(self, "composition", _member(Composition, self.composition))
         if isinstance(self.tuning, str):
             object.__setattr__(self, "tuning", Tuning(find_recipe(self.tuning), seed=self.seed))
+        if isinstance(self.device, torch.device):
+            object.__setattr__(self, "device", str(self.device))
+        for name, kind in _KINDS.items():
+            _check_kind(name, getattr(self, name), kind)
         if self.controls and (self.tuning is None or self.tuning.control is not None):
             raise UsageProblem(
                 wanted="a recipe beside all its controls",
@@ -124,12 +139,20 @@ class RunOptions:
         return {**tried, "tuning": {**self.tuning.to_json(), **({"before": before} if before else {})}}
 
 
-def _check_whole(name: str, number: object, *, least: int) -> None:
-    if type(number) is not int or not least <= number <= _LARGEST:  # True is an int to isinstance
+def _check_whole(name: str, number: object, least: int, most: int) -> None:
+    if type(number) is not int or not least <= number <= most:  # True is an int to isinstance
         raise UsageProblem(
-            wanted=f"{name} as a whole number from {least} to 2**63 - 1",
+            wanted=f"{name} as a whole number from {least} to {most}",
             got=f"{number!r}, a {type(number).__name__}",
             next_step="give such an int",
+        )
+
+
+def _check_kind(name: str, given: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(given, kinds):
+        meant = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise UsageProblem(
+            wanted=f"{name} as a {meant}", got=f"{given!r:.80}, a {type(given).__name__}", next_step="give one"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import hpm_robustbench
 from hpm_robustbench.data import open_dataset
 from hpm_robustbench.errors import InvalidInput, UnknownName, UsageProblem
 from hpm_robustbench.ledger.model_card import read_card
+from hpm_robustbench.robustbench_compat import import_robustbench
 from hpm_robustbench.threat import Batching
+from hpm_robustbench.zoo.builtin import DIGITS_MODEL
 
 
 @pytest.fixture
@@ -135,6 +138,39 @@ def test_wrapping_gives_a_classifier_with_the_known_answer(model: nn.Module) -> 
 def test_wrapping_refuses_images_that_are_not_in_the_box(model: nn.Module) -> None:
     with pytest.raises(InvalidInput, match=r"\[0, 1\]"):
         hpm_robustbench.wrap(model, torch.full((10, 1, 8, 8), 2.0), torch.arange(10))
+
+
+def test_images_that_gradients_are_kept_for_are_images(model: nn.Module, tmp_path: Path) -> None:
+    test = open_dataset("digits").test()
+    cards = [
+        hpm_robustbench.benchmark(
+            model, (images, test.labels), name="Mine", eps="0.3", n_ex=2, batchings=("solo",), output=tmp_path / place
+        ).card.to_json()
+        for place, images in (("with", test.images.clone().requires_grad_()), ("without", test.images))
+    ]
+    assert cards[0] == cards[1]
+
+
+def test_robustbenchs_own_words_are_understood() -> None:
+    import_robustbench()
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    asked = BenchmarkDataset.cifar_10, ThreatModel.Linf
+    assert hpm_robustbench.list_models(*asked) == hpm_robustbench.list_models("cifar10", "Linf")
+    assert torch.equal(
+        hpm_robustbench.load_model(DIGITS_MODEL, dataset="digits", threat_model=ThreatModel.Linf).fc.weight,
+        hpm_robustbench.load_model(DIGITS_MODEL).fc.weight,
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "given"), [("name", None), ("name", 3), ("dataset", None), ("threat_model", None), ("threat_model", 8)]
+)
+def test_what_is_no_text_is_refused(model: nn.Module, option: str, given: Any) -> None:
+    test = open_dataset("digits").test()
+    asked = {"name": "Mine", "eps": "0.3", option: given}
+    with pytest.raises(UsageProblem, match=f"wanted {option} as text"):
+        hpm_robustbench.benchmark(model, (test.images, test.labels), **asked)
 
 
 def test_models_can_be_listed_and_loaded() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import torch
 
 from hpm_robustbench.errors import UnknownName, UsageProblem
 from hpm_robustbench.run_options import RunOptions
@@ -24,6 +25,7 @@ from hpm_robustbench.training.recipe import Tuning, find_recipe
         ("batchings", ["solo", Batching.REFERENCE], (Batching.SOLO, Batching.REFERENCE)),
         ("composition", "single-class", Composition.SINGLE_CLASS),
         ("tuning", "head", Tuning(find_recipe("head"))),
+        ("device", torch.device("cuda", 1), "cuda:1"),
     ],
 )
 def test_text_is_read_where_it_is_plain(option: str, given: Any, meant: object) -> None:
@@ -40,10 +42,17 @@ def test_a_recipe_by_its_name_has_the_seed_of_the_trial() -> None:
 @pytest.mark.parametrize(
     ("option", "given"),
     [
-        *((count, wrong) for count in ("n_ex", "batch_size", "joint_size") for wrong in (0, -1, 2.0, "2", True, None)),
+        *(
+            (count, wrong)
+            for count in ("n_ex", "batch_size", "joint_size")
+            for wrong in (0, -1, 2.0, "2", True, None, 2 * 10**9)
+        ),
         *(("seed", wrong) for wrong in (-1, 2**63, 0.5, "0", False, None)),
         *((path, 3) for path in ("data", "data_dir", "corruptions_data_dir", "model_dir", "output")),
         ("output", None),
+        *((option, wrong) for option in ("defence", "compute", "trust") for wrong in ({"beta": 0.3}, None, "beta=0.3")),
+        *(("tuning", wrong) for wrong in (5, ["head"])),
+        *(("device", wrong) for wrong in (None, 0)),
     ],
 )
 def test_a_value_that_an_option_cannot_have(option: str, given: Any) -> None:

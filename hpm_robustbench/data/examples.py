@@ -41,6 +41,8 @@ class ExampleSet:
     cut_from: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, Tensor):
+            object.__setattr__(self, "images", self.images.detach())
         _check_images(self.dataset, self.images)
         _check_labels(self.dataset, self.labels, len(self.images))
         object.__setattr__(self, "images", self.images.contiguous())

@@ -92,4 +92,4 @@ def _from_test_alone(source: DataSource, n_ex: int, room: int) -> Selection:
 
 
 def _row_hashes(examples: ExampleSet) -> list[bytes]:
-    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in examples.images.contiguous()]
+    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in examples.images.cpu().contiguous()]
