@@ -28,7 +28,7 @@ from hpm_robustbench.threat import Corruptions
 from hpm_robustbench.training.compute import Compute
 from hpm_robustbench.training.elsewhere import check_made_alike, take_finished
 from hpm_robustbench.training.features import Features
-from hpm_robustbench.training.finetuned import finetune_once, no_training_images, on_trial
+from hpm_robustbench.training.finetuned import attacked_under, finetune_once, no_training_images, on_trial
 from hpm_robustbench.training.kept import Finetuned, Kept
 from hpm_robustbench.training.learner import check_learns
 from hpm_robustbench.training.recipe import Control, Tuning
@@ -165,8 +165,10 @@ def _start(spec: ModelSpec, options: RunOptions, model: nn.Module | Ready | None
     source = source or open_clean(spec, options)
     check_resolution(spec, source.dataset)
     check_budget(spec, source.dataset)
-    if options.tuning is not None and source.read_train is None:
-        raise no_training_images(source.dataset.name)
+    if options.tuning is not None:
+        attacked_under(spec.threat)
+        if source.read_train is None:
+            raise no_training_images(source.dataset.name)
     corrupted = open_corruptions(spec, source.dataset, options)
     test, training = select(source, options.n_ex)
     test = test if corrupted is None else corrupted.clean_counterpart(test)

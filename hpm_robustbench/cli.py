@@ -19,7 +19,7 @@ from hpm_robustbench.commands.push import push
 from hpm_robustbench.commands.run import run
 from hpm_robustbench.commands.status import doctor, status
 from hpm_robustbench.commands.weights import weights
-from hpm_robustbench.errors import HpmBenchError, StorageProblem
+from hpm_robustbench.errors import HpmBenchError, StorageProblem, printable
 
 _INTERRUPTED, _TERMINATED = 130, 75
 
@@ -88,5 +88,5 @@ def _refused(error: OSError) -> StorageProblem:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(message, err=True)
+    click.echo("\n".join(map(printable, message.splitlines())), err=True)  # it may hold words of others
     return code

@@ -30,7 +30,12 @@ _MOST_SHOWN = 40
 def first_line(error: BaseException) -> str:
     """What somebody else's error says, in one line that no terminal obeys; its kind if it says nothing."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return "".join(c if c.isprintable() else "?" for c in line[:_LONGEST])
+    return printable(line[:_LONGEST])
+
+
+def printable(text: str) -> str:
+    """Text of others as a terminal may show it: without the characters that move, colour or name it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class HpmBenchError(Exception):

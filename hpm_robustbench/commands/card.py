@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpm_robustbench.commands import options
-from hpm_robustbench.errors import InvalidInput
+from hpm_robustbench.errors import InvalidInput, printable
 
 if TYPE_CHECKING:
     from hpm_robustbench.ledger.card_schema import ModelCard
@@ -27,10 +27,10 @@ def validate(paths: Sequence[Path]) -> None:
     bad = []
     for path in paths:
         try:
-            click.echo(f"{path}: {_valid(path).name}: valid")
+            click.echo(f"{path}: {printable(_valid(path).name)}: valid")
         except InvalidInput as error:
             bad.append(path)
-            click.echo(f"{path}: {error}")
+            click.echo(printable(f"{path}: {error}"))
     if bad:
         raise InvalidInput(
             wanted=f"valid cards in all {len(paths)} files",

@@ -61,7 +61,7 @@ allow_license = click.option(
 )
 
 OF_A_MODEL = ("factory", "weights", "name", "head", "about", "dataset", "threat_model", "eps")
-"""What ``request.chosen_spec`` makes a spec of, beside the model's name."""
+"""What ``request.models.chosen_spec`` makes a spec of, beside the model's name."""
 OF_A_DEFENCE = ("knobs", "recipe", "tune", "control", "controls", "finetuned")
 """What a published model says itself."""
 published_model = click.option(

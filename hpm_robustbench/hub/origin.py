@@ -81,10 +81,7 @@ def base_spec(base: Base, *, own: bool) -> ModelSpec:
             got=f"one that {base.factory} builds",
             next_step="give that network yourself: network= in Python, --factory for hpm-bench run",
         )
-    weights = replace(spec.weights, sha256=tuple(base.sha256))
-    if len(weights.sha256) != len(weights.locators):
-        raise _odd(base, f"{len(weights.sha256)} sha256")
-    return replace(spec, weights=weights)
+    return replace(spec, weights=_held_to_sums(spec.weights, base))
 
 
 def _described_weights(base: Base) -> WeightsRef:
@@ -95,6 +92,12 @@ def _described_weights(base: Base) -> WeightsRef:
     weights = weights_from_text(base.weights)
     if not all(HubFile.parse(locator).is_pinned for locator in weights.locators):
         raise _odd(base, "a branch or tag")
+    return _held_to_sums(weights, base)
+
+
+def _held_to_sums(weights: WeightsRef, base: Base) -> WeightsRef:
+    if len(base.sha256) != len(weights.locators):
+        raise _odd(base, f"{len(base.sha256)} sha256")
     return replace(weights, sha256=tuple(base.sha256))
 
 

@@ -181,16 +181,24 @@ def on_trial(wrapped: Wrapped, finetuned: Finetuned, tuning: Tuning) -> Wrapped:
 
 def lesson_of(wrapped: Wrapped, training: ExampleSet, threat: Threat, tuning: Tuning) -> Lesson:
     """What is asked for, on whatever machine; see ``finetune_once``."""
-    dataset = training.dataset.name
     if training.split != "train":
-        raise no_training_images(dataset)
-    if not isinstance(threat, ThreatModel):
-        raise UsageProblem(
-            wanted="a norm and a budget for the attack inside training",
-            got=f"the threat model {threat}",
-            next_step="give --threat-model Linf and --eps, or leave --recipe out",
-        )
-    return Lesson(wrapped.classifier, training, threat, tuning, fixed=wrapped.fixed)
+        raise no_training_images(training.dataset.name)
+    return Lesson(wrapped.classifier, training, attacked_under(threat), tuning, fixed=wrapped.fixed)
+
+
+def attacked_under(threat: Threat) -> ThreatModel:
+    """The threat model, if there is an attack under it that a training could meet.
+
+    Raises:
+        UsageProblem: there is none.
+    """
+    if isinstance(threat, ThreatModel):
+        return threat
+    raise UsageProblem(
+        wanted="a norm and a budget for the attack inside training",
+        got=f"the threat model {threat}",
+        next_step="give --threat-model Linf and --eps, or leave --recipe out",
+    )
 
 
 def no_training_images(dataset: str) -> UsageProblem:

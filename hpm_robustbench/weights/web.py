@@ -160,7 +160,6 @@ def _retry_after(response: requests.Response) -> float:
     if text.isdecimal():
         return float(text)
     try:
-        until = parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, until.timestamp() - time.time())

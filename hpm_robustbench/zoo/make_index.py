@@ -147,7 +147,11 @@ def _lines(entries: Iterable[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--published", required=True, type=click.Path(path_type=Path), help="Table of RobustBench's figures.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder to write into; the package's own by default.")
+@click.option(
+    "--output",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder to write into; the package's own by default.",
+)
 def main(published: Path, output: Path | None) -> None:
     """Write robustbench.json and published_only.json anew."""
     folder = output or Path(str(files("hpm_robustbench.zoo")))

@@ -162,6 +162,6 @@ class ModelSpec:
 
     @property
     def base_name(self) -> str:
-        """Its name in the catalog: untuned, without the budget that ``request.under`` adds for another threat model."""
+        """Its name in the catalog: untuned, without the budget that ``request.models.under`` adds."""
         budget = self.threat.budget
         return self.untuned_name.removesuffix(f"_eps{budget.replace('/', '-')}") if budget else self.untuned_name

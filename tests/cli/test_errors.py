@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +323,18 @@ def test_every_card_is_looked_at_before_one_that_is_not_valid_is_told(tmp_path: 
     assert f"2 that are not: {paths[0]}, {paths[2]}" in str(done.exception)
     alone = CliRunner().invoke(cli, ["card", "validate", str(good)], obj=[])
     assert (alone.exit_code, alone.stdout.strip()) == (0, valid)
+
+
+@pytest.mark.parametrize("field", ["name", "eps"])
+def test_a_strangers_card_does_not_steer_the_terminal(tmp_path: Path, field: str) -> None:
+    card = json.loads((Path(__file__).parents[2] / "model_cards/mnist/Linf/MnistLeNet5-Standard.json").read_text())
+    card[field] = "\x1b]0;owned\x07"
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    command = [sys.executable, "-m", "hpm_robustbench", "card", "validate", str(tmp_path / "card.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "owned" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\x07" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,15 @@ def test_a_base_whose_weights_lie_on_the_hub_is_read_as_the_catalogs_own(name):
     assert (found.source, found.locators) == ("hf", elsewhere.locators)
 
 
+def test_each_file_of_a_base_has_a_checksum_whoever_brings_the_network():
+    [spec] = [spec for spec in catalog().specs("cifar10", "Linf") if spec.name == "Wong2020Fast"]
+    two = tuple(f"evil/weights@{'a' * 40}:{name}.safetensors" for name in ("first", "second"))
+    origin = Origin(replace(spec, weights=WeightsRef("hf", two, ("0" * 64,))), Dataset("cifar10", 10, (3, 32, 32)), "")
+    for own in (True, False):
+        with pytest.raises(InvalidInput, match="1 sha256"):
+            base_spec(origin.to_base(), own=own)
+
+
 def test_a_base_of_other_weights_has_none_of_the_published_figures():
     [spec] = [spec for spec in catalog().specs("cifar10", "Linf") if spec.name == "Wong2020Fast"]
     assert spec.paper.autoattack_acc is not None

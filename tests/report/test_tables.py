@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpm_robustbench.report.tables import render_table
+from hpm_robustbench.report.tables import render_facts, render_table
 
 
 def test_hashes_that_begin_with_digits_are_text() -> None:
@@ -20,3 +20,9 @@ def test_hashes_that_begin_with_digits_are_text() -> None:
 def test_numbers_with_units_shares_and_intervals_stand_on_the_right(cell: str) -> None:
     *_, row = render_table(["a longer header"], [[cell]]).splitlines()
     assert row == cell.rjust(len("a longer header"))
+
+
+def test_no_cell_steers_the_terminal() -> None:
+    table = render_table(["step"], [["\x1b]0;owned\x07"], ["a\nb"]])
+    assert table.splitlines() == ["step", "----------", "?]0;owned?", "a?b"]
+    assert render_facts({"title": "\x1b[2J", "link": None}) == "title  ?[2J\nlink   -"

@@ -318,6 +318,11 @@ def test_they_are_missed_before_anything_else_that_would_then_be_missed_too(tmp_
 def test_a_threat_model_without_a_budget_is_refused(wrapped, digits, quick, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match=r"norm and a budget.*--eps"):
         finetuned(wrapped, digits, Tuning(quick), tmp_path, Corruptions())
+    spec = replace(next(spec for spec in builtin_specs() if spec.dataset == "digits"), threat=Corruptions())
+    options = RunOptions(tuning=Tuning(quick), output=tmp_path)
+    with pytest.raises(UsageProblem, match=r"norm and a budget.*--eps"):
+        prepare(spec, options)  # and not that there are no corrupted images, for which somebody would go and look
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_picture_is_whole_xml_whatever_the_title_and_holds_every_curve() -> None:
