@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +15,14 @@ from benchmarks.real_models import MODELS, open_images, weights_path
 from hpm_robustbench.case import Case, prepare
 from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.card_bench import HpmBench
-from hpm_robustbench.ledger.card_evaluation import Evaluation, Threat
+from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.model_card import read_card
 from hpm_robustbench.ledger.plan import Plan
 from hpm_robustbench.ledger.provenance import fates
 from hpm_robustbench.ledger.record import CLEAN
-from hpm_robustbench.request.models import find_spec, own_spec
-from hpm_robustbench.request.options import run_options
+from hpm_robustbench.request.again import as_tried
+from hpm_robustbench.request.models import own_spec, spec_to_run
+from hpm_robustbench.run_options import RunOptions
 from hpm_robustbench.surrogates.views import Subject
 from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -133,25 +133,16 @@ def tried(description: str | None, *batchings: Batching) -> Tried:
 
 
 def _prepared(bench: HpmBench, data: Path | None, output: Path) -> Case:
-    """The case behind a card; no card is written, so none that lies there is in the way."""
     headline = bench.headline
-    options = run_options(
-        batching=[e.batching.value for e in bench.evaluations if e.target == "hpm"],
-        batch_size=headline.batch_size,
-        knobs=(),
-        n_ex=headline.n,
-        seed=headline.seed,
-        data=None if data is None else open_images(headline.dataset, data, output),
-        output=output,
-        overwrite=True,
-        **_tuning(bench),
-    )
-    return prepare(_spec(bench.base_model, data, headline.threat), options)
+    images = None if data is None else open_images(headline.dataset, data, output)
+    options = as_tried(bench, RunOptions(data=images, output=output))
+    return prepare(_spec(bench.base_model, data, headline), options)
 
 
-def _spec(name: str, data: Path | None, threat: Threat) -> ModelSpec:
+def _spec(name: str, data: Path | None, headline: Evaluation) -> ModelSpec:
+    threat = headline.threat
     if name not in MODELS:
-        return find_spec(name)
+        return spec_to_run(name, headline.dataset, threat.norm.value, threat.eps)
     if data is None:
         raise UsageProblem(wanted=f"--data, with {name}'s weights and images", got="none", next_step="add it")
     real = MODELS[name]
@@ -165,12 +156,3 @@ def _spec(name: str, data: Path | None, threat: Threat) -> ModelSpec:
         threat_model=threat.norm.value,
         eps=threat.eps,
     )
-
-
-def _tuning(bench: HpmBench) -> dict[str, Any]:
-    """What the card says of its fine-tuning, as ``run_options`` takes it."""
-    parser = argparse.ArgumentParser()
-    for option in ("--recipe", "--control"):
-        parser.add_argument(option)
-    parser.add_argument("--tune", action="append", default=[])
-    return vars(parser.parse_args(bench.tuning["options"] if bench.tuning else []))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hpm_robustbench.architectures import build
 from hpm_robustbench.case import prepare
@@ -15,12 +14,11 @@ from hpm_robustbench.hub.publication import Publication, Wish, compose
 from hpm_robustbench.hub.remote import Destination, Sent, send
 from hpm_robustbench.hub.restore import Means
 from hpm_robustbench.hub.samples import publish_samples
-from hpm_robustbench.knobs import defence_told
 from hpm_robustbench.ledger.atomic import make_folder, write_all
 from hpm_robustbench.ledger.card_schema import ModelCard
 from hpm_robustbench.ledger.model_card import place, read_card
+from hpm_robustbench.request.again import as_tried
 from hpm_robustbench.run_options import RunOptions
-from hpm_robustbench.threat import Batching
 from hpm_robustbench.zoo.catalog import catalog
 from hpm_robustbench.zoo.licences import check_licences
 from hpm_robustbench.zoo.spec import ModelSpec
@@ -43,7 +41,8 @@ def plan(spec: ModelSpec, options: RunOptions, wish: Wish) -> Publication:
     card = _card(spec if options.tuning is None else spec.tuned(options.tuning.name), options)
     assert card.hpm_bench is not None
     check_licences([replace(spec, paper=replace(spec.paper, license=card.hpm_bench.license))], wish.licences)
-    case = prepare(spec, _as_tried(card, options, wish.batching), train=False)
+    tried = replace(as_tried(card.hpm_bench, options), batchings=(wish.batching,))
+    case = prepare(spec, tried, train=False)
     known = any(other.factory == spec.factory for other in catalog().specs())
     network = None if known else build(spec)
     means = Means(options.model_dir, network, device=options.device, trust=options.trust)
@@ -118,23 +117,3 @@ def _card(spec: ModelSpec, options: RunOptions) -> ModelCard:
             next_step=f"try it first: {command}; or name its folder with --output",
         )
     return card
-
-
-def _as_tried(card: ModelCard, options: RunOptions, batching: Batching) -> RunOptions:
-    """Options under which the trial of this batching is the one that the card tells of."""
-    bench = card.hpm_bench
-    assert bench is not None
-    solo, joint = bench.headline, bench.evaluation("hpm", Batching.JOINT)
-    tuned_with: Any = bench.tuning.get("seed", solo.seed)
-    return replace(
-        options,
-        n_ex=solo.n,
-        batchings=(batching,),
-        batch_size=solo.batch_size,
-        joint_size=joint.batch_size if joint else options.joint_size,
-        composition=joint.composition if joint else options.composition,
-        seed=solo.seed,
-        defence=defence_told(bench.asked_knobs, f"the card of {bench.model_id}"),
-        tuning=options.tuning and replace(options.tuning, seed=tuned_with),
-        overwrite=True,  # nothing is written
-    )
