@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
@@ -36,10 +36,7 @@ class Norm(str, Enum):
         Raises:
             UnknownName: not a supported norm.
         """
-        for norm in cls:
-            if norm.value.casefold() == text.strip().casefold():
-                return norm
-        raise UnknownName("threat model", text, [norm.value for norm in cls])
+        return cls(_as_spelled(text, [norm.value for norm in cls]))
 
 
 @dataclass(frozen=True)
@@ -162,10 +159,14 @@ def parse_threat_name(text: str) -> str:
     Raises:
         UnknownName: no such threat model.
     """
-    for name in THREAT_NAMES:
+    return _as_spelled(text, THREAT_NAMES)
+
+
+def _as_spelled(text: str, names: Sequence[str]) -> str:
+    for name in names:
         if name.casefold() == text.strip().casefold():
             return name
-    raise UnknownName("threat model", text, THREAT_NAMES)
+    raise UnknownName("threat model", text, names)
 
 
 def parse_threat(name: str, eps: str | None) -> Threat:

@@ -2,6 +2,7 @@
 
     config.json          what the model is, as data: base model, its weights' sha256, HPM's configuration, batching
     model.safetensors    prototypes, temperature, weight and FC head; the backbone too, if nobody else has it
+    training.json        how it was fine-tuned, if it was
     hpm_card.json        its model card
     README.md            the same for people, and for the Hub's own pages
     robustness.svg       its numbers, drawn
