@@ -65,7 +65,6 @@ def tempered(claim: Verdict, bench: HpmBench, fallen: frozenset[int] | None) -> 
     base, defended = ([row not in lost for row in range(claim.n)] for lost in (fallen, hpm.fallen))
     fc = bench.fc(claim.batching)
     known = Verdict.of(base, defended, claim.batching, fc=fc.test if fc else None, tuned=bool(bench.tuning))
-    if known.p_value <= claim.p_value:
-        return claim
     agreed = claim.verdict if known.verdict == claim.verdict else "undecided"
-    return known.model_copy(update={"verdict": agreed, "rule": claim.rule})
+    less_certain = claim if known.p_value <= claim.p_value else known
+    return less_certain.model_copy(update={"verdict": agreed, "rule": claim.rule})

@@ -89,6 +89,12 @@ def outcome(test: Comparison, alpha: float = 0.05) -> Outcome:
 
 
 def decisive(tests: Sequence[Comparison]) -> Comparison:
-    """Of comparisons that must all help, the one that decides: the first that hurts, else the least certain."""
+    """Of comparisons that must all help, while each may hurt, the one that decides.
+
+    If some hurt it is the most certain of these, else the least certain of all. Under equality one of two hurts at
+    alpha at most as often as alpha, since each does so in one direction alone; both help far more rarely.
+    """
     hurting = [test for test in tests if outcome(test) == "hurts"]
-    return hurting[0] if hurting else max(tests, key=lambda test: test.p_value)
+    if hurting:
+        return min(hurting, key=lambda test: test.p_value)
+    return max(tests, key=lambda test: test.p_value)

@@ -113,3 +113,13 @@ def test_it_is_never_more_certain_and_never_turns(bench, more):
     assert found.p_value >= claim.p_value
     assert found.verdict in ("undecided", claim.verdict)
     assert tempered(claim, bench, None) == claim == tempered(claim, bench, frozenset(base.fallen))
+
+
+def test_comparisons_that_contradict_each_other_decide_nothing(bench):
+    """HPM hurts by its own card, and would help beside all that the base model lost: surer still, and the other way."""
+    [claim] = bench.verdicts
+    assert claim.verdict == "hurts"
+    everything = frozenset(range(claim.n))
+    found = tempered(claim, bench, everything)
+    assert found.verdict == "undecided"
+    assert found.p_value == claim.p_value

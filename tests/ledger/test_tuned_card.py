@@ -18,7 +18,8 @@ from hpm_robustbench.ledger.card_control import CONTROLS
 from hpm_robustbench.ledger.fine_tuning import FineTuning, Point
 from hpm_robustbench.ledger.leaderboard import build
 from hpm_robustbench.ledger.model_card import ModelCard, Tuned, build_card, check_replaceable, write_card
-from hpm_robustbench.ledger.pages import command, in_words
+from hpm_robustbench.ledger.pages import in_words
+from hpm_robustbench.ledger.repetition import repetition
 from hpm_robustbench.ledger.rows import tracks
 from hpm_robustbench.ledger.statistics import compare, outcome
 from hpm_robustbench.report.cards import render_card
@@ -57,7 +58,7 @@ def test_it_stands_beside_the_model_before_and_leads_back_to_the_catalog(tuned_c
 
 
 def test_its_command_asks_for_the_same_fine_tuning_of_the_untuned_model(tuned_card):
-    asked = command(tuned_card.hpm_bench)
+    asked = repetition(tuned_card.hpm_bench)
     assert "--recipe uniform-v1 --control static --tune epochs=3" in asked
     assert "--name resnet4b_linf2_eps8-255 " in asked
     assert "tuning" not in asked
@@ -70,7 +71,7 @@ def test_the_command_of_a_control_asks_for_hpm_as_it_was_before_the_control(wide
     tried = replace(hpm, plan=replace(hpm.plan, defence=options.defence_facts))
     bench = build_card(wider.tuned(TUNING.name), [base, tried], n_classes=10).hpm_bench
     assert bench.knobs["beta"] == 0.0
-    assert "--hpm beta=0.3" in command(bench)
+    assert "--hpm beta=0.3" in repetition(bench)
 
 
 def test_its_page_tells_of_the_fine_tuning_and_no_other_page_does(tuned_card, card, tmp_path, read_html):
@@ -234,7 +235,7 @@ def test_a_card_with_controls_is_not_replaced_by_one_without(spec, make_tuned_ca
 
 
 def test_the_command_of_a_card_with_controls_asks_for_them(spec, make_tuned_card):
-    assert "--recipe uniform-v1 --controls" in command(make_tuned_card(spec, PLAIN, controls=ALL).hpm_bench)
+    assert "--recipe uniform-v1 --controls" in repetition(make_tuned_card(spec, PLAIN, controls=ALL).hpm_bench)
 
 
 def test_a_card_that_is_not_read_any_more_may_be_overwritten(tmp_path):
