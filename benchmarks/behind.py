@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -112,7 +112,7 @@ class Tried:
 def tried(description: str | None, *batchings: Batching) -> Tried:
     """The model of the card that the command line names, ready for the trials that the card tells of.
 
-    Nobody is attacked. What is fine-tuned is trained anew where ``--output`` does not hold it.
+    Nobody is attacked. What is fine-tuned is trained anew where neither ``--finetuned`` nor ``--output`` holds it.
 
     Args:
         description: of the benchmark.
@@ -122,21 +122,24 @@ def tried(description: str | None, *batchings: Batching) -> Tried:
     parser.add_argument("--card", type=Path, default=EMBEDDED)
     parser.add_argument("--batching", choices=[batching.value for batching in batchings])
     parser.add_argument("--data", type=Path, help="Holds weights and images, as for benchmarks.real_models.")
+    parser.add_argument("--finetuned", type=Path, help="Holds what was fine-tuned, as for `hpm-bench run`.")
     parser.add_argument("--output", type=Path, required=True, help="Takes prototypes, images and what is fine-tuned.")
     given = parser.parse_args()
     torch.set_num_threads(1)
     bench = read_card(given.card).hpm_bench
     assert isinstance(bench, HpmBench)
     asked = batchings if given.batching is None else (Batching(given.batching),)
-    case = _prepared(bench, given.data, given.output)
+    case = _prepared(bench, given)
     return Tried(case, bench, asked)
 
 
-def _prepared(bench: HpmBench, data: Path | None, output: Path) -> Case:
+def _prepared(bench: HpmBench, given: argparse.Namespace) -> Case:
     headline = bench.headline
-    images = None if data is None else open_images(headline.dataset, data, output)
-    options = as_tried(bench, RunOptions(data=images, output=output))
-    return prepare(_spec(bench.base_model, data, headline), options)
+    images = None if given.data is None else open_images(headline.dataset, given.data, given.output)
+    options = as_tried(bench, RunOptions(data=images, output=given.output))
+    if options.tuning is not None:
+        options = replace(options, finetuned=given.finetuned)
+    return prepare(_spec(bench.base_model, given.data, headline), options)
 
 
 def _spec(name: str, data: Path | None, headline: Evaluation) -> ModelSpec:
