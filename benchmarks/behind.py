@@ -135,6 +135,7 @@ def tried(description: str | None, *batchings: Batching) -> Tried:
 
 def _prepared(bench: HpmBench, given: argparse.Namespace) -> Case:
     headline = bench.headline
+    given.output.mkdir(parents=True, exist_ok=True)
     images = None if given.data is None else open_images(headline.dataset, given.data, given.output)
     options = as_tried(bench, RunOptions(data=images, output=given.output))
     if options.tuning is not None:
