@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cifar10 import images_of, write_cifar10
-from real_networks import cnn_a
+from real_networks import cnn_a, resnet2b
 from torch import nn
 from wide_resnets import wide_resnet
 
@@ -38,6 +38,7 @@ class Base(NamedTuple):
 
 BASES = {
     "Base2026WRN-10-1": Base(wide_resnet, BENCHMARKS / "wrn-10-1.safetensors", "8/255"),
+    "CrownResNet2B-Linf2": Base(resnet2b, REAL_DATA / "weights" / "resnet2b.pth", "2/255"),
     "CrownCnnA-Adversarial": Base(cnn_a, REAL_DATA / "weights" / "cifar_cnn_a_adv.model", "2/255"),
 }
 FOLDERS = sorted(path.parent for path in (BENCHMARKS / "fine_tuned").glob(f"*/{CONFIG}"))
