@@ -4,15 +4,14 @@ r"""MSA's conjunction again, from many other random starts, on the few images th
     python -m benchmarks.other_starts --output DIR --data DIR --finetuned benchmarks/fine_tuned \
                                       --card model_cards/cifar10/Linf/CrownCnnA-Adversarial_uniform-v1.json
 
-Each condition of the conjunction is climbed for each target from one start (and for three targets from a second), and
-on a network whose gradients are sound few others would find more. How few, this tells behind a card: of the images that
-stand under SOLO those whose hard minimum is highest are met again.
+Each condition of the conjunction is climbed for each target from one start (and for three targets from a second). What
+others would find, this tells behind a card: of the images that stand under SOLO those whose hard minimum is highest are
+met again.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from benchmarks.behind import Trial, Tried, tried
 from hpm_robustbench.attacks.conjunction import CONDITIONS, RegionView, in_units_of, least, promising_targets
@@ -20,7 +19,7 @@ from hpm_robustbench.attacks.registry import run_attack
 from hpm_robustbench.evaluation.judge import judge
 from hpm_robustbench.ledger.plan import MSA, Step
 from hpm_robustbench.ledger.record import Verdict
-from hpm_robustbench.shapes import Images, Labels, Losses
+from hpm_robustbench.shapes import Images, Labels, Losses, Mask
 from hpm_robustbench.surrogates.views import make_view
 from hpm_robustbench.threat import Batching
 
@@ -28,13 +27,13 @@ NEAREST, STARTS = 10, 40
 CONJUNCTION = Step("hpm", "conjunction", MSA)
 
 
-def climbed(trial: Trial, x: Images, y: Labels, seed: int) -> tuple[Images, Tensor, Losses]:
-    """The conjunction from one start: where it ended, which rows it broke, and how near it came, [N] each."""
+def climbed(trial: Trial, x: Images, y: Labels, seed: int) -> tuple[Mask, Losses]:
+    """The conjunction from one start: which rows it broke, and how near it came, [N] each."""
     view, plan = make_view("hpm", trial.subject, x), trial.plan
     assert isinstance(view, RegionView)
     [x_adv] = run_attack(CONJUNCTION, view, x, y, torch.ones_like(y, dtype=torch.bool), plan.threat, seed, len(x))
     verdict = judge(trial.subject.target_logits, x, x_adv, y, plan.threat, [slice(None)]).verdict
-    return x_adv, verdict == Verdict.BROKEN, nearness(view, x, x_adv, y)
+    return verdict == Verdict.BROKEN, nearness(view, x, x_adv, y)
 
 
 @torch.no_grad()
@@ -51,11 +50,11 @@ def report(found: Tried) -> None:
     for trial in found.trials():
         plan, standing = trial.plan, trial.standing.nonzero().squeeze(1)
         print(f"{plan.model}: {len(standing)} of {plan.examples.n} stand under MSA")
-        near = [climbed(trial, found.images[rows], found.labels[rows], plan.seed)[2] for rows in standing.split(250)]
+        near = [climbed(trial, found.images[rows], found.labels[rows], plan.seed)[1] for rows in standing.split(250)]
         rows = standing[torch.cat(near).argsort(descending=True, stable=True)[:NEAREST]]
         # Copies of a row start from different noise, since it is drawn for all rows at once.
         copies = rows.repeat(STARTS)
-        fell = climbed(trial, found.images[copies], found.labels[copies], plan.seed + 1)[1]
+        fell = climbed(trial, found.images[copies], found.labels[copies], plan.seed + 1)[0]
         for row, times in zip(rows.tolist(), fell.view(STARTS, -1).sum(dim=0).tolist(), strict=True):
             print(f"    row {row:5} falls from {times:2} of {STARTS} other starts", flush=True)
 
