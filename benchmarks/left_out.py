@@ -81,7 +81,8 @@ def taken(step: Step, trial: Trial, x: Tensor, y: Tensor) -> tuple[int, int]:
             continue
         view, whole = make_view(step.view, trial.subject, x[rows]), [slice(None)]
         left = standing[rows].clone()
-        for x_adv in run_attack(step, view, x[rows], y[rows], moving[rows], plan.threat, plan.seed, plan.batch_size):
+        question = x[rows], y[rows], moving[rows], plan.threat, plan.seed_of(step), plan.batch_size
+        for x_adv in run_attack(step, view, *question):
             verdict = judge(trial.subject.target_logits, x[rows], x_adv, y[rows], plan.threat, whole).verdict
             left &= verdict != Verdict.BROKEN
         broken += int((standing[rows] & ~left).sum())

@@ -18,7 +18,6 @@ from hpm_robustbench.ledger.plan import (
     CORRUPTIONS,
     MSA,
     QUICK,
-    STANDARD,
     BasePlan,
     CorruptionPlan,
     Examples,
@@ -110,7 +109,7 @@ def _plan(
     examples: Examples,
     options: RunOptions,
 ) -> BasePlan:
-    """Under attack: AutoAttack on the base model, MSA on HPM. On a corruption track: every corruption on each."""
+    """Under attack: MSA on the base model as on HPM. On a corruption track: every corruption on each."""
     batch_size = options.joint_size if batching is Batching.JOINT else options.batch_size
     shared: dict[str, Any] = {
         "model": spec.name,
@@ -125,7 +124,7 @@ def _plan(
         **_composed(batching, options.composition, test),
     }
     if isinstance(spec.threat, ThreatModel):
-        protocol = QUICK if options.screen else STANDARD if subject.target == "base" else MSA
+        protocol = QUICK if options.screen else MSA
         fine_tuned = options.tuning is not None and options.tuning.moves_fc
         steps = find_protocol(protocol, subject.target, batching, fine_tuned)
         return Plan(threat=spec.threat, protocol=protocol, steps=steps, shard_size=batch_size, **shared)

@@ -13,13 +13,16 @@ The gradient of the classifier itself sees only the side of the FC decision that
 search of its own, whose loss is the least of the condition's terms: positive exactly where the condition holds.
 Where a fixed reference set makes G_c > D_c, the region is a little smaller; the true target has the last word. Other
 ways to define HPM than the default answer otherwise near the region's border: there the target is asked at every point.
+
+A plain head is the case without a discount, with its logits for distances: one condition is left. So a base model meets
+the same search, from as many starts, as the HPM that is compared with it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,8 +38,14 @@ from hpm_robustbench.threat import ThreatModel
 SOFTNESS = 0.1
 """Of the minimum over a condition's terms, in the deviation of the row's classes."""
 
+NEAR = 0.1
+"""How far below zero, in the same unit, a climb may end for its condition to be climbed again from other starts."""
+
 Condition = Callable[[Region, Labels, Labels], Float[Tensor, "N T"]]
 """Region, y and target c to terms that are all positive exactly where the condition holds."""
+
+_Rows: TypeAlias = Int[Tensor, "M"]
+"""Numbers of rows, each at most once."""
 
 
 @runtime_checkable
@@ -73,40 +82,64 @@ def target_beats_label(region: Region, y: Labels, target: Labels) -> Float[Tenso
 CONDITIONS: tuple[Condition, ...] = (fc_chooses_target, fc_leaves_label, target_beats_label)
 
 
+class _Aim(NamedTuple):
+    """A condition to reach, with one other class per row."""
+
+    condition: Condition
+    target: Labels
+
+
 class _Search:
     """The state of the search for one batch of rows: what was found, and where the loss was highest otherwise."""
 
-    def __init__(self, view: RegionView, x: Images, y: Labels, softness: float) -> None:
-        self._view, self._x, self._y, self._softness = view, x, y, softness
+    def __init__(
+        self, view: RegionView, x: Images, y: Labels, threat: ThreatModel, seed: int, *, steps: int, softness: float
+    ) -> None:
+        self._view, self._x, self._y, self._threat = view, x, y, threat
+        self._steps, self._softness, self._start = steps, softness, seeded(seed)
         self._clean = view.region(x)
         self.best_x = x.clone()
         self._best_loss = x.new_full((len(x),), float("-inf"))
         self._found = torch.zeros_like(y, dtype=torch.bool)
 
-    def targets(self, count: int) -> Int[Tensor, "N R"]:
-        """The most promising other classes of each row."""
-        return promising_targets(self._clean, self._y)[:, :count]
+    def aims(self, count: int) -> list[_Aim]:
+        """Every condition for each row's most promising classes; the last one says all where no choice discounts."""
+        conditions = CONDITIONS[-1:] if torch.equal(self._clean.chosen, self._clean.distances) else CONDITIONS
+        targets = promising_targets(self._clean, self._y)[:, :count].unbind(dim=1)
+        return [_Aim(condition, target) for target in targets for condition in conditions]
 
-    def attempt(
-        self, condition: Condition, target: Labels, threat: ThreatModel, steps: int, generator: torch.Generator
-    ) -> None:
-        """Ascend one condition for one target per row, for the rows that still stand."""
+    def climb(self, aim: _Aim) -> _Rows:
+        """Ascend for the rows that still stand; those for which it ended near."""
         rows = (~self._found).nonzero().squeeze(1)
-        if not len(rows):
-            return
-        clean = Region(*(part[rows] for part in self._clean))
+        return rows[self._ascend(aim, rows) > -NEAR] if len(rows) else rows
+
+    def climb_again(self, aim: _Aim, rows: _Rows, starts: int, at_once: int) -> None:
+        """Ascend from other starts for those of ``rows`` that still stand, from several of each row together."""
+        while starts > 0 and len(rows := rows[~self._found[rows]]):
+            together = min(starts, max(1, at_once // len(rows)))
+            self._ascend(aim, rows, together)
+            starts -= together
+
+    def _ascend(self, aim: _Aim, rows: _Rows, starts: int = 1) -> Losses:
+        """One ascent for each of ``rows`` from each start, rows fastest; the highest hard minimum that each met."""
+        repeated = rows.repeat(starts)
+        clean, y, target = Region(*(part[repeated] for part in self._clean)), self._y[repeated], aim.target[repeated]
+        nearest = self._best_loss.new_full((len(repeated),), float("-inf"))
 
         def loss(point: Images) -> Losses:
-            region = in_units_of(clean, self._view.region(point))
-            return least(condition(region, self._y[rows], target[rows]), self._softness)
+            terms = aim.condition(in_units_of(clean, self._view.region(point)), y, target)
+            torch.maximum(nearest, terms.detach().amin(dim=1), out=nearest)
+            return least(terms, self._softness)
 
         def observe(point: Images, losses: Losses) -> bool:
-            self._keep_best(rows, point, losses)
+            for part in torch.arange(len(repeated), device=rows.device).view(starts, -1):
+                self._keep_best(rows, point[part], losses[part])
             return bool(self._found[rows].all())
 
-        ascend(loss, self._x[rows], threat, steps=steps, start=generator, observe=observe)
+        ascend(loss, self._x[repeated], self._threat, steps=self._steps, start=self._start, observe=observe)
+        return nearest
 
-    def _keep_best(self, rows: Tensor, point: Images, losses: Losses) -> None:
+    def _keep_best(self, rows: _Rows, point: Images, losses: Losses) -> None:
         """Remember the best points so far; the true target has the last word on those that may be errors."""
         standing = ~self._found[rows]
         wrong, suspected = torch.zeros_like(standing), standing
@@ -157,16 +190,19 @@ def _conjunction(
     y: Labels,
     threat: ThreatModel,
     seed: int,
+    at_once: int,
     *,
     steps: int = 100,
     targets: int = 9,
     softness: float = SOFTNESS,
+    restarts: int = 0,
 ) -> Images:
-    search, generator = _Search(view, x, y, softness), seeded(seed)
-    for target in search.targets(targets).unbind(dim=1):
-        for condition in CONDITIONS:
-            search.attempt(condition, target, threat, steps, generator)
+    """Climb every condition for every target once, and from ``restarts`` other starts those that ended near."""
+    search = _Search(view, x, y, threat, seed, steps=steps, softness=softness)
+    aims = search.aims(targets)
+    for aim, near in [(aim, search.climb(aim)) for aim in aims]:
+        search.climb_again(aim, near, restarts, at_once)
     return search.best_x
 
 
-CONJUNCTION = packed(_conjunction)
+CONJUNCTION = packed(_conjunction, shares_passes=True)

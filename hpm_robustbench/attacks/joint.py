@@ -50,8 +50,8 @@ def _joint(
     """
     view = Remembering(view)
     own_loss = _loss_per_row(view, x, y, loss, target_rank)
-    won = torch.zeros_like(active)
-    for restart, group in product(range(restarts), _groups(active, victims)):
+    won, start = torch.zeros_like(active), seeded(seed)
+    for _, group in product(range(restarts), _groups(active, victims)):
         wanted = group & ~won
         if not wanted.any():
             continue
@@ -62,7 +62,7 @@ def _joint(
             x,
             threat,
             steps=steps,
-            start=seeded(seed + restart),
+            start=start,
             free=wanted if view.row_independent else _movable(wanted, move, movers),
             observe=kept.observe,
         )

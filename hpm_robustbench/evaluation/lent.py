@@ -1,4 +1,4 @@
-"""What AutoAttack made of the base model in its own trial, shown to HPM: it was computed once, and is not again.
+"""What was made of the base model in its own trial, shown to HPM: it was computed once, and is not again.
 
     runs/<run key of the base model>/broken/00003/01-apgd-t@base.safetensors
     runs/<run key of HPM>/lent.json

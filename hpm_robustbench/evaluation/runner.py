@@ -190,7 +190,8 @@ class _Shard:
         judgements, fooled = [], torch.zeros_like(y, dtype=torch.bool)
         plan, bystanders = self.plan, self._bystanders()
         misread = {name: torch.full_like(y, _NOT_WRONG) for name in bystanders}
-        for answer in run_attack(step, view, self.x, self.y, self.standing, plan.threat, plan.seed, plan.batch_size):
+        question = self.x, self.y, self.standing, plan.threat, plan.seed_of(step), plan.batch_size
+        for answer in run_attack(step, view, *question):
             x_adv = answer[active]
             judged = judge(self.subject.target_logits, x, x_adv, y, plan.threat, batches)
             judgements.append(_of_victims(judged, (x_adv != x).flatten(1).any(dim=1), step))
@@ -260,10 +261,11 @@ class _Shard:
 
 
 def _misread_by(model: nn.Module, x_adv: Images, y: Labels, judged: Judgement, batches: Sequence[slice]) -> Labels:
-    """What a model takes the legal images for, where it is wrong."""
+    """What a model takes the legal images for, where it is wrong; as of a target, NaN or Inf is wrong."""
     with torch.no_grad():
-        predicted = torch.cat([model(x_adv[batch]).argmax(dim=1) for batch in batches])
-    wrong = (predicted != y) & (judged.verdict != Verdict.INVALID)
+        logits = torch.cat([model(x_adv[batch]) for batch in batches])
+    predicted = logits.argmax(dim=1)
+    wrong = ((predicted != y) | ~logits.isfinite().all(dim=1)) & (judged.verdict != Verdict.INVALID)
     return torch.where(wrong, predicted, _NOT_WRONG)
 
 

@@ -12,6 +12,7 @@ from hpm_robustbench.ledger.card_block import Block, Count, Images, Name, Percen
 from hpm_robustbench.ledger.card_control import CONTROLS, Control, ControlName, check_pairs, written
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.fine_tuning import FineTuning
+from hpm_robustbench.ledger.plan import AUTOATTACK
 from hpm_robustbench.ledger.statistics import Comparison, Outcome, compare, decisive, mcnemar, outcome
 from hpm_robustbench.threat import Batching
 
@@ -215,7 +216,8 @@ class HpmBench(Bench):
     def cost(self, evaluation: Evaluation) -> float | None:
         """An evaluation's passes as a multiple of standard AutoAttack's on the base model, if that was evaluated."""
         base = self.evaluation("base", Batching.SOLO)
-        return evaluation.passes / base.passes if base and base.passes else None
+        unit = base.passes_of(AUTOATTACK) if base else 0
+        return evaluation.passes / unit if unit else None
 
     @property
     def rule(self) -> str:

@@ -179,6 +179,10 @@ class Evaluation(Batched):
         """Forward and backward passes of all steps, per image."""
         return sum(step.forward + step.backward for step in self.steps)
 
+    def passes_of(self, group: str) -> float:
+        """Those of the steps of a group."""
+        return sum(step.forward + step.backward for step in self.steps if step.group == group)
+
     @property
     def indicators(self) -> list[Indicator]:
         """Indicators of attack failure, where they were measured; at the end, what the steps themselves show."""
@@ -236,7 +240,8 @@ class Evaluation(Batched):
             raise ValueError("batch_worst belongs to JOINT evaluations, and only to them")
         if self.largest_batch == 1 and self.batch_worst != self.robust:
             raise ValueError("batch_worst is other than robust, though each batch is of one image")
-        if self.protocol != {"base": STANDARD, "hpm": MSA}[self.target]:
+        # A base model met AutoAttack alone, before MSA had steps for one.
+        if self.protocol not in {"base": (STANDARD, MSA), "hpm": (MSA,)}[self.target]:
             raise ValueError(f"the protocol of {self.target} is other than that of every card")
         met = zip(cascade[:-1], self.steps, strict=True)
         # Before there was provenance, a step of JOINT counted rows anew that had fallen before it.

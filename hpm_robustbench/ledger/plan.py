@@ -22,9 +22,9 @@ COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 BLACK_BOXES = frozenset({"square", "joint-square", "smoothed", "joint-smoothed", "hard-label", "noise"})
 """Attacks that ask for answers alone; at most a gradient of the clean images says which of them are worth it."""
 STANDARD = "standard"
-"""Protocol of a base model: standard AutoAttack alone."""
+"""Protocol: standard AutoAttack alone."""
 MSA = "msa"
-"""Protocol of HPM, and group of the steps that the Mixed Surrogate Attack adds."""
+"""Protocol of a card, and group of the steps that the Mixed Surrogate Attack adds to AutoAttack."""
 QUICK = "quick"
 """Protocol, and group of the steps, of a screen, which never becomes a card."""
 CORRUPTIONS = "corruptions"
@@ -138,6 +138,10 @@ class BasePlan:
     def trial_of_model(self) -> tuple[object, ...]:
         """The trial and whose it is: what runs have in common that attack the same model there."""
         return self.model, *self.trial
+
+    def seed_of(self, step: Step) -> int:
+        """What a step draws from: AutoAttack's all have one seed, as in the original; others begin elsewhere."""
+        return self.seed if step.group == AUTOATTACK else int(digest([self.seed, step.name])[:8], 16)
 
     def shards(self) -> list[list[int]]:
         """Row numbers of each shard: JOINT rows are shuffled once by the seed and composed, others keep their order."""

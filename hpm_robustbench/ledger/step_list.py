@@ -24,7 +24,7 @@ class OtherSteps:
 
 
 def other_steps(evaluation: Evaluation, msa: StepsOf, beside: Sequence[Batching] = ()) -> OtherSteps | None:
-    """How the steps of MSA differ from today's; None if they do not, or if the base model was attacked, without MSA.
+    """How the steps of MSA differ from today's; None if they do not, or if the base model was attacked, as of its HPM.
 
     Args:
         evaluation: of a card.

@@ -1,9 +1,9 @@
 """What images made for one model do to another: a number is lowered by whatever is found, wherever that was.
 
-HPM meets many more attacks than AutoAttack, and the base's own besides. A base model that is asked only what AutoAttack
-finds would be credited with images that had fallen, had anybody shown them to it. Nor is HPM credited with an image
-that AutoAttack, in the base model's own trial, has broken in a way that breaks HPM as well; or HPM SOLO with one that
-was made for HPM in another batching and breaks it alone.
+HPM meets more attacks than its base model, and that one's own besides. A base model that is asked only what was made
+for itself would be credited with images that had fallen, had anybody shown them to it. Nor is HPM credited with an
+image that its base model's own trial has broken in a way that breaks HPM as well; or HPM SOLO with one that was made
+for HPM in another batching and breaks it alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hpm_robustbench.threat import Batching
 TRANSFER = "transfer"
 """Name of the attack that shows a model what was made for another, or for itself in another batching."""
 LENT = Step("base", TRANSFER, MSA)
-"""The last step of HPM: what AutoAttack made of the base model. It is measured when both runs are finished."""
+"""The last step of HPM: what was made of the base model. It is measured when both runs are finished."""
 
 
 def with_transfers(records: Sequence[RunRecord]) -> list[RunRecord]:

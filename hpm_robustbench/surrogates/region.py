@@ -58,6 +58,11 @@ def region_of(classifier: HPMClassifier, x: Images) -> Region:
         return Region(fc, *(distances(squared, n_features, classifier.config) for squared in (apart, chosen)))
 
 
+def region_of_head(logits: Logits) -> Region:
+    """The region of a plain head: its highest logit is the answer, and discounts nothing."""
+    return Region(logits, -logits, -logits)
+
+
 def shared_prototypes(classifier: HPMClassifier, x: Images) -> ClassPrototypes:
     """The mixed prototypes that all of ``x`` are compared with, as constants: of this batch under JOINT."""
     with torch.no_grad():

@@ -16,7 +16,7 @@ from hpm_robustbench.errors import InvalidInput, UnknownName
 from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.shapes import ClassPrototypes, Features, Images, Logits
-from hpm_robustbench.surrogates.region import Region, is_exact, region_of, shared_prototypes
+from hpm_robustbench.surrogates.region import Region, is_exact, region_of, region_of_head, shared_prototypes
 from hpm_robustbench.threat import Batching
 
 _DRAWS = 8
@@ -89,7 +89,7 @@ class View:
 
     @property
     def region_is_exact(self) -> bool:
-        """Whether ``region`` decides as the classifier does."""
+        """Whether ``region`` decides as the deployed model does."""
         return is_exact(self._subject.classifier.config)
 
     def region(self, x: Images) -> Region:
@@ -122,6 +122,19 @@ class View:
         return [_against(self._subject.classifier, features, constants) for constants in prototypes]
 
 
+class HeadView(View):
+    """A surrogate that answers as a plain head does: by its highest logit."""
+
+    @property
+    def region_is_exact(self) -> bool:
+        """Whether the head is the deployed model."""
+        return self.is_target
+
+    def region(self, x: Images) -> Region:
+        """What decides the head's own answer for each image, differentiable towards it; see ``region_of_head``."""
+        return region_of_head(self(x))
+
+
 def _against(classifier: HPMClassifier, features: Features, prototypes: ClassPrototypes) -> Logits:
     return -classifier.distances_to(features, prototypes) / classifier.tau
 
@@ -133,7 +146,7 @@ def _hpm(subject: Subject, _: Images | None) -> View:
 
 def _fc(subject: Subject, _: Images | None) -> View:
     """The FC head of the wrapped classifier (S_fc)."""
-    return View("fc", subject, lambda x: subject.classifier.embed(x).logits, row_independent=True)
+    return HeadView("fc", subject, lambda x: subject.classifier.embed(x).logits, row_independent=True)
 
 
 def _l2(subject: Subject, _: Images | None) -> View:
@@ -230,7 +243,7 @@ def _standardised(logits: Logits) -> Logits:
 
 def _base(subject: Subject, _: Images | None) -> View:
     """The original model, before any fine-tuning (S_base)."""
-    return View("base", subject, subject.base, row_independent=True)
+    return HeadView("base", subject, subject.base, row_independent=True)
 
 
 VIEWS: dict[str, Callable[[Subject, Images | None], View]] = {

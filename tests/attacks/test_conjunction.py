@@ -12,6 +12,7 @@ from hpm_robustbench.hpm.classifier import HPMClassifier
 from hpm_robustbench.hpm.config import HPMConfig
 from hpm_robustbench.hpm.prototypes import class_means
 from hpm_robustbench.ledger.plan import Step
+from hpm_robustbench.surrogates.region import Region
 from hpm_robustbench.surrogates.views import Subject, make_view
 from hpm_robustbench.threat import ThreatModel
 
@@ -121,6 +122,101 @@ def test_prototypes_that_are_all_equal_leave_the_fc_decision(threat, worlds):
     reference = head.predict(next(run_attack(Step("fc", "apgd-t", "test"), head, x, y, active, threat, 0, 20))) != y
     assert reference.any()
     assert found[reference].all()
+
+
+class Hills(torch.nn.Module):
+    """One pixel; class 1 is nearer than class 0 where a narrow hill rises above zero, and a broad one misleads."""
+
+    name, row_independent, is_target, region_is_exact = "hpm", True, True, True
+
+    def __init__(self, top):
+        super().__init__()
+        self.top, self.most, self.passes = top, 0, 0
+
+    def region(self, x):
+        self.most, self.passes = max(self.most, len(x)), self.passes + len(x)
+        pixel = x.flatten(1)[:, 0]
+        height = self.top - (0.2 + (pixel - 0.3).abs()).minimum(5 * (pixel - 0.9).abs())
+        distances = torch.stack([torch.zeros_like(height), -height, torch.full_like(height, 20.0)], 1)
+        return Region(-distances, distances, distances)
+
+    def target_logits(self, x):
+        with torch.no_grad():
+            return self.region(x).fc
+
+    def stormed(self, restarts):
+        """How many of 40 rows fall, and in how many passes; 50 images at once."""
+        x, y = torch.full((40, 1, 1, 1), 0.5), torch.zeros(40, dtype=torch.long)
+        step, self.passes = Step("hpm", "conjunction", "msa", {"steps": 10, "targets": 1, "restarts": restarts}), 0
+        x_adv = next(run_attack(step, self, x, y, y == 0, ThreatModel.parse("Linf", "0.45"), 0, 50))
+        passes = self.passes
+        return int((self.target_logits(x_adv).argmax(1) == 1).sum()), passes
+
+
+def test_what_ended_near_is_climbed_again_from_other_starts():
+    hills = Hills(top=0.1)
+    (once, passes), (again, more) = hills.stormed(0), hills.stormed(40)
+    assert 0 < once < 20
+    assert again > 35
+    assert passes < more < 20 * passes, "what has fallen is not climbed again"
+    assert hills.most == 50
+
+
+@pytest.mark.parametrize(("top", "climbs"), [(-0.1, 41), (-3.0, 1)])
+def test_what_ended_far_is_left_alone(top, climbs):
+    hills, clean, points = Hills(top), 40, 40 * 11
+    (once, passes), (again, more) = hills.stormed(0), hills.stormed(40)
+    assert once == again == 0
+    of_each = (passes - clean) // points
+    assert of_each == (2 if climbs > 1 else 1), "the target is asked near the border alone"
+    assert more == clean + climbs * of_each * points
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_a_plain_head_meets_the_same_search(n_classes, worlds):
+    """A base model's view: what can be reached in a linear head has a closed form, and one condition finds it."""
+    world, threat = worlds.LinearWorld.random(n_classes, 12, seed=3), ThreatModel.parse("Linf", "0.1")
+    view = make_view(
+        "base",
+        Subject(
+            HPMClassifier(Split(torch.nn.Flatten(), world.head), 0.5 * world.head.weight, HPMConfig()), world, "base"
+        ),
+    )
+    x = torch.rand(60, 1, 3, 4, generator=torch.Generator().manual_seed(3))
+    y = world.predict(x)
+    reachable = world.reachable_margin(x, y, threat)
+    x_adv = next(
+        run_attack(
+            Step("base", "conjunction", "msa", {"steps": 30}),
+            view,
+            x,
+            y,
+            torch.ones_like(y, dtype=torch.bool),
+            threat,
+            0,
+            60,
+        )
+    )
+    broken = world.predict(x_adv) != y
+    assert 0 < broken.sum() < 60
+    assert torch.equal(broken[reachable.abs() > 1e-3], (reachable > 0)[reachable.abs() > 1e-3])
+
+
+def test_where_no_choice_discounts_one_condition_is_all(worlds):
+    """C2, static distances: a third of the passes."""
+    generator = torch.Generator().manual_seed(0)
+    head, prototypes = torch.nn.Linear(6, 4), torch.randn(4, 6, generator=generator)
+    x, threat = torch.rand(30, 1, 2, 3, generator=generator), ThreatModel.parse("Linf", "0.001")
+
+    def passes(beta):
+        classifier = HPMClassifier(Split(torch.nn.Flatten(), head), prototypes, HPMConfig(beta=beta)).freeze()
+        view = make_view("hpm", Subject(classifier, classifier))
+        y = view.target_logits(x).argmax(1)
+        next(run_attack(SEARCH, view, x, y, torch.ones_like(y, dtype=torch.bool), threat, 0, 30))
+        return view.cost.backward
+
+    assert passes(0.0) == 30 * 26 * 3
+    assert passes(0.5) == 30 * 26 * 3 * len(CONDITIONS)
 
 
 def test_sees_through_a_real_classifier(digits, digits_net):

@@ -1,11 +1,12 @@
 """Protocols are data: every step can be run, names are distinct, and the union starts with AutoAttack."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
 from hpm_robustbench.attacks import alone, autoattack, conjunction, in_turns, joint, smoothed
-from hpm_robustbench.attacks.protocols import COUPLED_THREATS, find_protocol, msa, quick, standard
+from hpm_robustbench.attacks.protocols import COUPLED_THREATS, find_protocol, msa, msa_on_base, quick, standard
 from hpm_robustbench.attacks.registry import find_attack
 from hpm_robustbench.errors import BatchCoupled, UnknownName
 from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK
@@ -55,8 +56,8 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
     assert steps[:4] == standard("hpm")
     assert {step.group for step in steps[4:]} == {MSA}
     assert [step.name for step in steps[4:]] == [
-        "conjunction@hpm",
-        "conjunction@hpm.softness-0.0.targets-3",
+        "conjunction@hpm.restarts-40",
+        "conjunction@hpm.restarts-40.softness-0.0.targets-3",
         "apgd-ce@base",
         "apgd-t@base",
         "square@base.where-misled",
@@ -64,6 +65,15 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
         "smoothed@hpm.sigma-3.0.where-misled",
         "hard-label@hpm",
     ]
+
+
+def test_a_base_model_meets_autoattack_and_the_attacks_on_hpm_that_fit_any_head():
+    steps = msa_on_base()
+    assert steps[:4] == standard("base")
+    for step in steps[4:]:
+        assert step.group == MSA
+        assert replace(step, view="hpm") in msa(Batching.SOLO)
+    assert [step.name for step in steps[4:]] == ["conjunction@base.restarts-40", "hard-label@base"]
 
 
 def test_msa_on_joint_batches():
@@ -124,7 +134,8 @@ def test_find_protocol():
     assert find_protocol("standard", "hpm", Batching.SOLO) == standard("hpm")
     assert find_protocol("msa", "hpm", Batching.JOINT) == msa(Batching.JOINT)
     assert find_protocol("msa", "hpm", Batching.SOLO, fine_tuned=True) == msa(Batching.SOLO, fine_tuned=True)
-    assert find_protocol("msa", "base", Batching.SOLO) == standard("base")
+    assert find_protocol("msa", "base", Batching.SOLO) == msa_on_base()
+    assert find_protocol("standard", "base", Batching.SOLO) == standard("base")
     with pytest.raises(UnknownName, match="standard"):
         find_protocol("standart", "hpm", Batching.SOLO)
     with pytest.raises(BatchCoupled, match="msa"):

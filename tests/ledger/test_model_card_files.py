@@ -82,7 +82,7 @@ BROKEN_CARDS = [
     (f"{SOLO}.fingerprint", "other", "share dataset, split, fingerprint, n, seed and threat"),
     (f"{SOLO}.seed", 1, "share dataset, split, fingerprint, n, seed and threat"),
     (f"{SOLO}.protocol", "standard", "the protocol of hpm is other than that of every card"),
-    ("hpm_bench.evaluations.0.protocol", "msa", "the protocol of base is other than that of every card"),
+    ("hpm_bench.evaluations.0.protocol", "quick", "the protocol of base is other than that of every card"),
     (f"{SOLO}.shard_size", 150, "shard_size is no whole number of batches"),
     (f"{JOINT}.batch_size", 1, "batch_per_class is not the size of the largest batch over a number of classes"),
     (f"{JOINT}.batch_per_class", 12.7, "batch_per_class is not the size of the largest batch"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.ledger.journal import overview
-from hpm_robustbench.ledger.plan import Examples, Plan, plan_from_json
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Examples, Plan, Step, plan_from_json
 from hpm_robustbench.threat import Batching, Composition, ThreatModel
 
 WINDOW = 2
@@ -111,6 +111,16 @@ def test_a_plan_that_cannot_be_is_refused(change):
     data = plan_of([0, 1, 0], 2, Composition.SORTED).to_json()
     with pytest.raises(IntegrityError, match="run plan"):
         plan_from_json({**data, **change})
+
+
+def test_only_the_attacks_of_autoattack_share_a_seed():
+    first, second = (plan_of([0] * 4, 2, Composition.IID, seed=seed) for seed in (7, 8))
+    autoattack = [Step("hpm", attack, AUTOATTACK) for attack in ("apgd-ce", "square")]
+    others = [Step("hpm", "apgd-ce", MSA), Step("base", "apgd-ce", MSA), Step("hpm", "joint", MSA, {"loss": "ce"})]
+    assert [plan.seed_of(step) for plan in (first, second) for step in autoattack] == [7, 7, 8, 8]
+    drawn = [plan.seed_of(step) for plan in (first, second) for step in others]
+    assert len({7, 8, *drawn}) == 8
+    assert all(0 <= seed < 2**32 for seed in drawn), "NumPy takes no larger ones"
 
 
 def test_what_is_no_plan_is_left_out_of_the_overview(tmp_path, caplog):

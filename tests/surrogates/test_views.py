@@ -245,3 +245,14 @@ def test_what_is_asked_beside_mates_counts(subject, images):
 def test_beside_nobody_an_image_is_alone(subject, images):
     joint, x = make_view("hpm", subject(batching=Batching.JOINT)), images(N)
     assert same(joint.beside(x[:0])(x), make_view("hpm", subject(batching=Batching.SOLO))(x))
+
+
+@pytest.mark.parametrize("name", ["base", "fc"])
+@pytest.mark.parametrize("target", ["base", "hpm"])
+def test_the_region_of_a_head_is_where_its_highest_logit_is(subject, images, name, target):
+    view, x = make_view(name, subject(target=target)), images(N)
+    assert view.region_is_exact == (name == target)
+    region = view.region(x)
+    assert torch.equal(region.chosen, region.distances)
+    assert torch.equal(region.distances.argmin(1), view(x).argmax(1))
+    assert torch.equal(region.fc.argmax(1), view(x).argmax(1))
