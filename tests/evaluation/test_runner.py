@@ -83,7 +83,7 @@ def test_what_is_made_for_hpm_is_shown_to_the_base_model_and_of_other_batchings_
     x, y = examples.images[list(first.rows)], examples.labels[list(first.rows)]
     active, plan = torch.tensor(record.clean_correct)[list(first.rows)], record.plan
     wrong, wrong_alone = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
-    for x_adv in run_attack(steps[0], view, x, y, active, plan.threat, plan.seed, plan.batch_size):
+    for x_adv in run_attack(steps[0], view, x, y, active, plan.threat, plan.seed_of(steps[0]), plan.batch_size):
         seen = active if not plan.coupled else torch.ones_like(active)
         wrong |= seen & (wrapped.base(x_adv).argmax(dim=1) != y)
         alone = torch.cat([wrapped.classifier(image).argmax(dim=1) for image in x_adv.split(1)])
@@ -94,6 +94,28 @@ def test_what_is_made_for_hpm_is_shown_to_the_base_model_and_of_other_batchings_
     else:
         assert 0 < wrong_alone.sum() < len(x)
         assert [label is not None for label in first.solo_predicted] == wrong_alone.tolist()
+
+
+class SilentOffTheGrid(nn.Module):
+    """Answers NaN, which ``argmax`` takes for class 0, to every image that is no scan of sixteen greys."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        odd = (x * 16 % 1 != 0).flatten(1).any(dim=1, keepdim=True)
+        return self.base(x).masked_fill(odd, torch.nan)
+
+
+def test_a_base_model_without_an_answer_has_lost_what_it_was_shown(
+    wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
+) -> None:
+    subject = Subject(wrapped.classifier.with_batching(Batching.SOLO), SilentOffTheGrid(wrapped.base))
+    record = tried(plan_of(subject, examples, QUICK[:1]), subject, examples, tmp_path)
+    fallen = [row for row in range(record.n) if record.lost_to[row] == QUICK[0].name]
+    assert 0 in {int(examples.labels[row]) for row in fallen}
+    assert all(record.base_predicted[row] is not None for row in fallen)
 
 
 @pytest.mark.parametrize(

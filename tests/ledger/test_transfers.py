@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hpm_robustbench.ledger.model_card import build_card
-from hpm_robustbench.ledger.plan import AUTOATTACK
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, Step
 from hpm_robustbench.ledger.provenance import fates
 from hpm_robustbench.ledger.record import RunRecord, StepResult, Verdict
 from hpm_robustbench.ledger.transfers import LENT, with_transfers
@@ -76,6 +76,16 @@ def test_the_card_compares_what_stands_under_everything(spec, records, base):
     assert told.robust.count == len(stands) - 2
     assert told.autoattack.count == len(stands)
     assert fates(told.provenance)[only_base[0]] == ("transfer@hpm.batching-solo", 0)
+    assert bench.cost(bench.headline) == before.cost(before.headline)
+
+
+def test_cost_is_told_in_autoattack_whatever_else_the_base_model_met(spec, records, base):
+    before = build_card(spec, records, n_classes=10).hpm_bench
+    steps = (*base.plan.steps, Step("base", "conjunction", MSA))
+    found = replace(base.steps[-1], name=steps[-1].name, forward=9999, backward=9999)
+    longer = replace(base, plan=replace(base.plan, protocol="msa", steps=steps), steps=(*base.steps, found))
+    bench = build_card(spec, [longer, *records[1:]], n_classes=10).hpm_bench
+    assert bench.evaluation("base", Batching.SOLO).passes > before.evaluation("base", Batching.SOLO).passes
     assert bench.cost(bench.headline) == before.cost(before.headline)
 
 
