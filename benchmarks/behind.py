@@ -17,7 +17,7 @@ from hpm_robustbench.errors import UsageProblem
 from hpm_robustbench.ledger.card_bench import HpmBench
 from hpm_robustbench.ledger.card_evaluation import Evaluation
 from hpm_robustbench.ledger.model_card import read_card
-from hpm_robustbench.ledger.plan import Plan
+from hpm_robustbench.ledger.plan import AUTOATTACK, Plan
 from hpm_robustbench.ledger.provenance import fates
 from hpm_robustbench.ledger.record import CLEAN
 from hpm_robustbench.request.again import as_tried
@@ -81,7 +81,7 @@ class Tried:
         """Of standard AutoAttack on the base model, for all images."""
         base = self.bench.evaluation("base", Batching.SOLO)
         assert base is not None
-        return base.passes * base.n
+        return base.passes_of(AUTOATTACK) * base.n
 
     def trials(self) -> Iterator[Trial]:
         """Those of HPM.

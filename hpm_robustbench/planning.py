@@ -109,7 +109,7 @@ def _plan(
     examples: Examples,
     options: RunOptions,
 ) -> BasePlan:
-    """Under attack: MSA on the base model as on HPM. On a corruption track: every corruption on each."""
+    """Under attack: MSA on HPM, and what of it fits any head on the base model. On a corruption track: all of them."""
     batch_size = options.joint_size if batching is Batching.JOINT else options.batch_size
     shared: dict[str, Any] = {
         "model": spec.name,

@@ -92,7 +92,7 @@ def ascend(
     for step in range(1, steps + 1):
         if done:
             break
-        stepped = ball.project(now.x + per_image(step_sizes.size) * ball.direction(now.gradient))
+        stepped = ball.project(now.x + per_image(step_sizes.size.to(now.x)) * ball.direction(now.gradient))
         inertia = 1 - MOMENTUM if step > 1 else 0.0
         moved = ball.project(now.x + (1 - inertia) * (stepped - now.x) + inertia * (now.x - previous))
         previous, last_loss = now.x, now.loss

@@ -99,7 +99,7 @@ class _Search:
         self._steps, self._softness, self._start = steps, softness, seeded(seed)
         self._clean = view.region(x)
         self.best_x = x.clone()
-        self._best_loss = x.new_full((len(x),), float("-inf"))
+        self._best_loss = self._clean.distances.new_full((len(x),), float("-inf"))
         self._found = torch.zeros_like(y, dtype=torch.bool)
 
     def aims(self, count: int) -> list[_Aim]:
@@ -128,30 +128,32 @@ class _Search:
 
         def loss(point: Images) -> Losses:
             terms = aim.condition(in_units_of(clean, self._view.region(point)), y, target)
-            torch.maximum(nearest, terms.detach().amin(dim=1), out=nearest)
+            torch.fmax(nearest, terms.detach().amin(dim=1), out=nearest)
             return least(terms, self._softness)
 
         def observe(point: Images, losses: Losses) -> bool:
-            for part in torch.arange(len(repeated), device=rows.device).view(starts, -1):
-                self._keep_best(rows, point[part], losses[part])
+            self._keep_best(rows, repeated, point, losses)
             return bool(self._found[rows].all())
 
         ascend(loss, self._x[repeated], self._threat, steps=self._steps, start=self._start, observe=observe)
         return nearest
 
-    def _keep_best(self, rows: _Rows, point: Images, losses: Losses) -> None:
-        """Remember the best points so far; the true target has the last word on those that may be errors."""
-        standing = ~self._found[rows]
+    def _keep_best(self, rows: _Rows, repeated: Labels, point: Images, losses: Losses) -> None:
+        """Remember each row's best point so far; the true target has the last word on those that may be errors."""
+        standing = ~self._found[repeated]
         wrong, suspected = torch.zeros_like(standing), standing
         if self._view.region_is_exact:
             below = self._softness * math.log(self._clean.fc.shape[1])  # so far, at most, from the hard minimum
             suspected = standing & (losses > -below)
         if suspected.any():
-            wrong[suspected] = self._view.target_logits(point[suspected]).argmax(dim=1) != self._y[rows[suspected]]
-        kept = standing & (wrong | (losses > self._best_loss[rows]))
-        self._best_loss[rows[kept]] = losses[kept]
-        self.best_x[rows[kept]] = point[kept]
-        self._found[rows] |= wrong
+            wrong[suspected] = self._view.target_logits(point[suspected]).argmax(dim=1) != self._y[repeated[suspected]]
+        worth = losses.masked_fill(~standing | losses.isnan(), float("-inf")).masked_fill(wrong, float("inf"))
+        best_loss, start = worth.view(-1, len(rows)).max(dim=0)
+        best_x = point[start * len(rows) + torch.arange(len(rows), device=start.device)]
+        kept = best_loss > self._best_loss[rows]
+        self._best_loss[rows[kept]] = best_loss[kept]
+        self.best_x[rows[kept]] = best_x[kept]
+        self._found[repeated[wrong]] = True
 
 
 def least(terms: Float[Tensor, "N T"], softness: float = SOFTNESS) -> Losses:
@@ -200,8 +202,9 @@ def _conjunction(
     """Climb every condition for every target once, and from ``restarts`` other starts those that ended near."""
     search = _Search(view, x, y, threat, seed, steps=steps, softness=softness)
     aims = search.aims(targets)
-    for aim, near in [(aim, search.climb(aim)) for aim in aims]:
-        search.climb_again(aim, near, restarts, at_once)
+    near = [search.climb(aim) for aim in aims]
+    for aim, rows in zip(aims, near, strict=True):
+        search.climb_again(aim, rows, restarts, at_once)
     return search.best_x
 
 

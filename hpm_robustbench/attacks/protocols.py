@@ -20,16 +20,12 @@ def standard(target: str) -> tuple[Step, ...]:
 
 
 def msa_on_base() -> tuple[Step, ...]:
-    """What a base model meets: standard AutoAttack, and those attacks made for HPM that are attacks on any head.
+    """What a base model meets: standard AutoAttack, and all that is made for rows of HPM, for it is made for any head.
 
     HPM has the conjunction climb again from many starts. Compared with a base model whose gradients were followed from
     one, it would be called worse for being attacked better.
     """
-    return (
-        *standard("base"),
-        Step("base", "conjunction", MSA, {"restarts": _RESTARTS}),
-        Step("base", "hard-label", MSA),
-    )
+    return (*standard("base"), *_conjunctions("base"), *_by_labels_alone("base"))
 
 
 def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
@@ -48,17 +44,23 @@ def msa(batching: Batching, fine_tuned: bool = False) -> tuple[Step, ...]:
     transferred = tuple(Step(view, attack, MSA) for attack in ("apgd-ce", "apgd-t") for view in linear)
     transferred += (Step(linear[-1], "square", MSA, {"where": _MISLED}),)
     if batching.row_independent:
-        conjunctions = (
-            Step("hpm", "conjunction", MSA, {"restarts": _RESTARTS}),
-            Step("hpm", "conjunction", MSA, {"restarts": _RESTARTS, "softness": 0.0, "targets": 3}),
-        )
-        return (*standard("hpm"), *conjunctions, *transferred, *_by_labels("smoothed"), Step("hpm", "hard-label", MSA))
-    return _TOGETHER + transferred + _by_labels("joint-smoothed") + _FOR_FEW_VICTIMS
+        return (*standard("hpm"), *_conjunctions("hpm"), *transferred, *_by_labels_alone("hpm"))
+    return _TOGETHER + transferred + _smoothed("hpm", "joint-smoothed") + _FOR_FEW_VICTIMS
 
 
-def _by_labels(attack: str) -> tuple[Step, ...]:
+def _conjunctions(target: str) -> tuple[Step, ...]:
+    """With a soft minimum for every class, with a hard one, from a start of its own, for the three most promising."""
+    harder = {"softness": 0.0, "targets": 3}
+    return tuple(Step(target, "conjunction", MSA, {"restarts": _RESTARTS, **changed}) for changed in ({}, harder))
+
+
+def _by_labels_alone(target: str) -> tuple[Step, ...]:
+    return (*_smoothed(target, "smoothed"), Step(target, "hard-label", MSA))
+
+
+def _smoothed(target: str, attack: str) -> tuple[Step, ...]:
     """With narrower noise and with wider: either took rows that the other left."""
-    return tuple(Step("hpm", attack, MSA, {"where": _MISLED, "sigma": sigma}) for sigma in (2.0, 3.0))
+    return tuple(Step(target, attack, MSA, {"where": _MISLED, "sigma": sigma}) for sigma in (2.0, 3.0))
 
 
 _TOGETHER = (

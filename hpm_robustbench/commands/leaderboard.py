@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,10 +20,11 @@ def leaderboard() -> None:
 @click.option("--check", is_flag=True, help="Write nothing; fail if the pages differ from what the cards give.")
 def build(output: Path, check: bool) -> None:
     """Build the board in OUTPUT/leaderboard from OUTPUT/model_cards."""
-    from hpm_robustbench.attacks.protocols import msa
+    from hpm_robustbench.attacks.protocols import find_protocol
     from hpm_robustbench.ledger import leaderboard as board
+    from hpm_robustbench.ledger.plan import MSA
 
-    cards, pages = output / "model_cards", output / "leaderboard"
+    cards, pages, msa = output / "model_cards", output / "leaderboard", partial(find_protocol, MSA)
     if check:
         board.check(cards, pages, msa)
         click.echo(f"{pages} is what {cards} gives")

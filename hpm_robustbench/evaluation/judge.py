@@ -78,13 +78,17 @@ def judge(
     allowed = legal(x, x_adv, threat)
     shown = torch.where(allowed.view(-1, 1, 1, 1), x_adv, x)
     logits = torch.cat([target(shown[batch]) for batch in batches])
-    predicted = logits.argmax(dim=1)
-    wrong = (predicted != y) | ~logits.isfinite().all(dim=1)
+    predicted, wrong = logits.argmax(dim=1), errs(logits, y)
     verdict = torch.full_like(y, Verdict.STANDING)
     verdict[wrong] = Verdict.BROKEN
     verdict[~allowed] = Verdict.INVALID
     distance = perturbation_size(x, shown, threat.norm)
     return Judgement(verdict, verdict, predicted, distance, _flags(x, x_adv, allowed, logits))
+
+
+def errs(logits: Logits, y: Labels) -> Mask:
+    """Where a model is wrong: another label, or NaN or Inf in place of an answer."""
+    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
 
 
 def worst_of(one: Judgement, other: Judgement, batches: Sequence[slice]) -> Judgement:

@@ -18,7 +18,7 @@ from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import IntegrityError
 from hpm_robustbench.evaluation.aggregates import lent_images
 from hpm_robustbench.evaluation.identity import check_unchanged
-from hpm_robustbench.evaluation.judge import judge
+from hpm_robustbench.evaluation.judge import errs, judge
 from hpm_robustbench.evaluation.kept_images import KeptImages, read_kept
 from hpm_robustbench.ledger.journal import Journal
 from hpm_robustbench.ledger.plan import Plan
@@ -109,7 +109,7 @@ def _show(record: RunRecord, subject: Subject, examples: ExampleSet, images: Ima
         judged = judge(subject.target_logits, x, x_adv, y, plan.threat, [slice(None)])
         flags += judged.flags if (x_adv != x).any() else ()
         with torch.no_grad():
-            misread = subject.base(x_adv).argmax(dim=1) != y
+            misread = errs(subject.base(x_adv), y)
         told = (column.tolist() for column in (judged.verdict, judged.predicted, judged.distance, misread))
         for row, *values in zip(rows, *told, strict=True):
             verdict[row], predicted[row], distance[row], fooled[row] = values

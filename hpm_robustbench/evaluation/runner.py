@@ -22,7 +22,7 @@ from hpm_robustbench.data import ExampleSet
 from hpm_robustbench.errors import InvalidInput
 from hpm_robustbench.evaluation.aggregates import broken_path
 from hpm_robustbench.evaluation.identity import check_unchanged
-from hpm_robustbench.evaluation.judge import Judgement, judge, worst_of
+from hpm_robustbench.evaluation.judge import Judgement, errs, judge, worst_of
 from hpm_robustbench.evaluation.kept_images import Keeper, check_repeated, kept_path
 from hpm_robustbench.evaluation.progress import Progress
 from hpm_robustbench.ledger.journal import Journal
@@ -202,7 +202,7 @@ class _Shard:
                 keeper.add(x_adv, (judgements[-1].verdict == Verdict.BROKEN) & self.standing[active])
             if step.view != plan.target:
                 with torch.no_grad():
-                    fooled |= torch.cat([view(x_adv[batch]).argmax(dim=1) for batch in batches]) != y
+                    fooled |= errs(torch.cat([view(x_adv[batch]) for batch in batches]), y)
         return reduce(partial(worst_of, batches=batches), judgements), fooled, misread
 
     def _bystanders(self) -> dict[str, nn.Module]:
@@ -261,12 +261,11 @@ class _Shard:
 
 
 def _misread_by(model: nn.Module, x_adv: Images, y: Labels, judged: Judgement, batches: Sequence[slice]) -> Labels:
-    """What a model takes the legal images for, where it is wrong; as of a target, NaN or Inf is wrong."""
+    """What a model takes the legal images for, where it is wrong."""
     with torch.no_grad():
         logits = torch.cat([model(x_adv[batch]) for batch in batches])
-    predicted = logits.argmax(dim=1)
-    wrong = ((predicted != y) | ~logits.isfinite().all(dim=1)) & (judged.verdict != Verdict.INVALID)
-    return torch.where(wrong, predicted, _NOT_WRONG)
+    wrong = errs(logits, y) & (judged.verdict != Verdict.INVALID)
+    return torch.where(wrong, logits.argmax(dim=1), _NOT_WRONG)
 
 
 def _classes(predicted: Labels) -> tuple[int | None, ...]:

@@ -19,14 +19,18 @@ from hpm_robustbench.threat import Batching
 SCHEMA_VERSION: Final = "1.0"
 RULE = (
     "HPM helps (hurts) if more (fewer) images stand on the HPM classifier than on the base model, each under every "
+    "attack: those made for it, and those made for the other; and the exact McNemar test on the same images rejects "
+    "equality at 0.05. Otherwise it is undecided."
+)
+EARLIER_RULES = (
+    "HPM helps (hurts) if more (fewer) images stand on the HPM classifier than on the base model, each under every "
     "attack: on the base model AutoAttack and whatever was made for HPM; and the exact McNemar test on the same images "
-    "rejects equality at 0.05. Otherwise it is undecided."
-)
-EARLIER_RULE = (
+    "rejects equality at 0.05. Otherwise it is undecided.",
     "HPM helps (hurts) if more (fewer) images stand under every attack on the HPM classifier than under AutoAttack on "
-    "the base model, and the exact McNemar test on the same images rejects equality at 0.05; otherwise it is undecided."
+    "the base model, and the exact McNemar test on the same images rejects equality at 0.05; otherwise it is "
+    "undecided.",
 )
-"""By which cards were judged before what is made for HPM was shown to the base model, too."""
+"""By which cards were judged before the base model met more of MSA than AutoAttack, and what is made for HPM."""
 FINE_TUNED_RULE = (
     "After fine-tuning, HPM helps only if it does so against the base model and against C1, the FC head alone after "
     "the same fine-tuning; it hurts if it does so against either. Without C1 no gain is credited to HPM."
@@ -268,7 +272,7 @@ class HpmBench(Bench):
 
     @model_validator(mode="after")
     def _rules_are_known(self) -> HpmBench:
-        known = [rule_in_full(rule, tuned=bool(self.tuning)) for rule in (RULE, EARLIER_RULE)]
+        known = [rule_in_full(rule, tuned=bool(self.tuning)) for rule in (RULE, *EARLIER_RULES)]
         if any(claim.rule not in known for claim in self.verdicts):
             raise ValueError("a verdict names a rule by which no card was ever judged")
         return self

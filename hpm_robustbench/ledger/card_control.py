@@ -26,8 +26,9 @@ CONTROLS: Mapping[ControlName, str] = {
 class Control(Block):
     """A control on the same images as HPM in one batching, and which images only one of the two has right.
 
-    C1 answers each image alone, under AutoAttack and what was made for HPM SOLO on top of it; the others answer in
-    HPM's batching, under HPM's attacks, and SOLO was shown what was made for their JOINT as well.
+    C1 answers each image alone, under AutoAttack, those attacks of MSA that fit any head, and what was made for HPM
+    SOLO on top of it; the others answer in HPM's batching, under HPM's attacks, and SOLO was shown what was made for
+    their JOINT as well.
     """
 
     control: ControlName

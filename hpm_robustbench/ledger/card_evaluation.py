@@ -184,6 +184,11 @@ class Evaluation(Batched):
         return sum(step.forward + step.backward for step in self.steps if step.group == group)
 
     @property
+    def _own(self) -> list[StepSummary]:
+        """The steps without what was made for others."""
+        return [step for step in self.steps if step.attack != TRANSFER]
+
+    @property
     def indicators(self) -> list[Indicator]:
         """Indicators of attack failure, where they were measured; at the end, what the steps themselves show."""
         if self.diagnostics is None:
@@ -240,8 +245,8 @@ class Evaluation(Batched):
             raise ValueError("batch_worst belongs to JOINT evaluations, and only to them")
         if self.largest_batch == 1 and self.batch_worst != self.robust:
             raise ValueError("batch_worst is other than robust, though each batch is of one image")
-        # A base model met AutoAttack alone, before MSA had steps for one.
-        if self.protocol not in {"base": (STANDARD, MSA), "hpm": (MSA,)}[self.target]:
+        met_msa = any(step.group == MSA for step in self._own)  # as a base model did not, before MSA had steps for one
+        if self.protocol != (MSA if self.target == "hpm" or met_msa else STANDARD):
             raise ValueError(f"the protocol of {self.target} is other than that of every card")
         met = zip(cascade[:-1], self.steps, strict=True)
         # Before there was provenance, a step of JOINT counted rows anew that had fallen before it.
@@ -267,9 +272,11 @@ class Evaluation(Batched):
 
     @model_validator(mode="after")
     def _flags_follow(self) -> Evaluation:
-        own = [self.clean.count, *(step.robust.count for step in self.steps if step.attack != TRANSFER)]
+        standing = [self.clean.count, *(step.robust.count for step in self._own)]
         autoattack = self.autoattack.count if self.autoattack else None
-        if not set(doubts.of_run(self.target, own, self.robust.count, autoattack, self.n)) <= set(self.flags):
+        ends_with_msa = any(step.group == MSA for step in self._own[-1:])
+        raised = doubts.of_run(standing, self.robust.count, autoattack, self.n, ends_with_msa=ends_with_msa)
+        if not set(raised) <= set(self.flags):
             raise ValueError("the counts of the steps raise a flag that is not among the flags")
         if any(not self._asked_of(step) <= set(step.flags) for step in self.steps):
             raise ValueError("the counts of a step raise a flag that is not among its flags")

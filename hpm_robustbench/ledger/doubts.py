@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpm_robustbench.ledger.card_block import DOUBT, Target
+from hpm_robustbench.ledger.card_block import DOUBT
 from hpm_robustbench.ledger.indicators import overstates
 from hpm_robustbench.ledger.plan import BLACK_BOXES
 
 
-def of_run(target: Target, standing: Sequence[int], left: int, autoattack: int | None, n: int) -> list[str]:
+def of_run(standing: Sequence[int], left: int, autoattack: int | None, n: int, *, ends_with_msa: bool) -> list[str]:
     """What a run's counts raise.
 
     Args:
-        target: which one stood trial.
         standing: images that are right on clean input, and those that stand after each attack of its own.
         left: those that stand after everything, what was made for others included.
         autoattack: images that stand under standard AutoAttack, if that met the target.
         n: images of the evaluation.
+        ends_with_msa: whether the last attack of its own is the last resort of MSA, and not one of AutoAttack alone.
     """
     more = 0 if autoattack is None else autoattack - left
-    late = 0 if target == "base" or len(standing) == 1 else standing[-2] - standing[-1]
+    late = standing[-2] - standing[-1] if ends_with_msa else 0
     overstated = f"{DOUBT}: other attacks broke {more} images that it had left standing"
-    # HPM's protocol ends with its last resort; while that still wins rows, its number is not yet a floor.
+    # While the last resort still wins rows, the number is not yet a floor.
     unfinished = f"the last attack still broke {late} images: more attacks would probably break more"
     return [*([overstated] if overstates(more, n) else []), *([unfinished] if late else [])]
 

@@ -22,7 +22,7 @@ COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 BLACK_BOXES = frozenset({"square", "joint-square", "smoothed", "joint-smoothed", "hard-label", "noise"})
 """Attacks that ask for answers alone; at most a gradient of the clean images says which of them are worth it."""
 STANDARD = "standard"
-"""Protocol: standard AutoAttack alone."""
+"""Protocol: standard AutoAttack alone, which is what older cards have of their base model."""
 MSA = "msa"
 """Protocol of a card, and group of the steps that the Mixed Surrogate Attack adds to AutoAttack."""
 QUICK = "quick"
@@ -141,7 +141,8 @@ class BasePlan:
 
     def seed_of(self, step: Step) -> int:
         """What a step draws from: AutoAttack's all have one seed, as in the original; others begin elsewhere."""
-        return self.seed if step.group == AUTOATTACK else int(digest([self.seed, step.name])[:8], 16)
+        shared = step.attack in COMPONENTS and step.view == self.target and not step.parameters
+        return self.seed if shared else int(digest([self.seed, step.name])[:8], 16)
 
     def shards(self) -> list[list[int]]:
         """Row numbers of each shard: JOINT rows are shuffled once by the seed and composed, others keep their order."""

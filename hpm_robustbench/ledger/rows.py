@@ -113,7 +113,7 @@ class Row:
         if evaluation is None or self.msa is None:
             return None
         hpm = [each.batching for each in self.bench.evaluations if each.target == "hpm"]
-        return other_steps(evaluation, self.msa, [batching for batching in hpm if batching is not Batching.SOLO])
+        return other_steps(evaluation, self.msa, hpm)
 
     @property
     def marked(self) -> bool:

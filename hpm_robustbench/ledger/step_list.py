@@ -11,8 +11,8 @@ from hpm_robustbench.ledger.plan import Step
 from hpm_robustbench.ledger.transfers import LENT, made_for
 from hpm_robustbench.threat import Batching
 
-StepsOf: TypeAlias = Callable[[Batching, bool], tuple[Step, ...]]
-"""The steps of MSA in a batching, on an FC head that was fine-tuned or not, as the code has them now."""
+StepsOf: TypeAlias = Callable[[str, Batching, bool], tuple[Step, ...]]
+"""The steps of MSA on a target in a batching, with an FC head that was fine-tuned or not, as the code has them now."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,27 @@ class OtherSteps:
     besides: tuple[str, ...]
 
 
-def other_steps(evaluation: Evaluation, msa: StepsOf, beside: Sequence[Batching] = ()) -> OtherSteps | None:
-    """How the steps of MSA differ from today's; None if they do not, or if the base model was attacked, as of its HPM.
+def other_steps(evaluation: Evaluation, msa: StepsOf, hpm: Sequence[Batching] = ()) -> OtherSteps | None:
+    """How the steps of MSA differ from today's; None if they do not.
 
     Args:
         evaluation: of a card.
         msa: the steps of today.
-        beside: the other batchings in which the card has HPM; HPM SOLO is shown what was made for them.
+        hpm: the batchings in which the card has HPM; the base model is shown what was made for each, and HPM SOLO
+            what was made for the others.
     """
-    if evaluation.target == "base":
-        return None
     then = [step.name for step in evaluation.steps]
-    shown = [made_for(batching) for batching in beside] if evaluation.batching is Batching.SOLO else []
-    now = [step.name for step in (*msa(evaluation.batching, _fine_tuned(evaluation)), LENT, *shown)]
+    own = msa(evaluation.target, evaluation.batching, _fine_tuned(evaluation))
+    now = [step.name for step in (*own, *_shown(evaluation, hpm))]
     found = OtherSteps(*(tuple(name for name in a if name not in b) for a, b in ((now, then), (then, now))))
     return found if found.without or found.besides else None
+
+
+def _shown(evaluation: Evaluation, hpm: Sequence[Batching]) -> list[Step]:
+    if evaluation.target == "base":
+        return [made_for(batching) for batching in hpm]
+    others = hpm if evaluation.batching is Batching.SOLO else ()
+    return [LENT, *(made_for(batching) for batching in others if batching is not Batching.SOLO)]
 
 
 def _fine_tuned(evaluation: Evaluation) -> bool:

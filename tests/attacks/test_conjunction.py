@@ -1,5 +1,7 @@
 """The error region is exact, and the search finds what exhaustive search finds."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -131,7 +133,7 @@ class Hills(torch.nn.Module):
 
     def __init__(self, top):
         super().__init__()
-        self.top, self.most, self.passes = top, 0, 0
+        self.top, self.most, self.passes, self.asked = top, 0, 0, 0
 
     def region(self, x):
         self.most, self.passes = max(self.most, len(x)), self.passes + len(x)
@@ -141,6 +143,7 @@ class Hills(torch.nn.Module):
         return Region(-distances, distances, distances)
 
     def target_logits(self, x):
+        self.asked += 1
         with torch.no_grad():
             return self.region(x).fc
 
@@ -162,6 +165,31 @@ def test_what_ended_near_is_climbed_again_from_other_starts():
     assert hills.most == 50
 
 
+def test_copies_are_asked_about_together():
+    """Forty starts of one row: one question to the target per iterate, be it of one point or of forty."""
+    hills, x, y = Hills(top=-0.1), torch.full((1, 1, 1, 1), 0.5), torch.zeros(1, dtype=torch.long)
+    for restarts, climbs in ((0, 1), (40, 2)):
+        step = Step("hpm", "conjunction", "msa", {"steps": 10, "targets": 1, "restarts": restarts})
+        hills.asked = 0
+        next(run_attack(step, hills, x, y, y == 0, ThreatModel.parse("Linf", "0.45"), 0, 50))
+        assert hills.asked == climbs * 11
+
+
+def test_a_row_without_a_number_now_and_then_is_climbed_again():
+    """A minimum that was no number at one iterate does not hide that the climb ended near."""
+    hills, odd = Hills(top=-0.1), []
+    answer = hills.region
+
+    def region(x):
+        found = answer(x)
+        odd.append(len(odd) == 3)
+        return found._replace(distances=found.distances * torch.nan) if odd[-1] else found
+
+    hills.region = region
+    assert hills.stormed(40) == (0, 40 + 41 * 2 * 40 * 11 - 40), "all but the question about what was no number"
+    assert sum(odd) == 1
+
+
 @pytest.mark.parametrize(("top", "climbs"), [(-0.1, 41), (-3.0, 1)])
 def test_what_ended_far_is_left_alone(top, climbs):
     hills, clean, points = Hills(top), 40, 40 * 11
@@ -172,34 +200,43 @@ def test_what_ended_far_is_left_alone(top, climbs):
     assert more == clean + climbs * of_each * points
 
 
+class Doubled(torch.nn.Module):
+    """A head that computes in double precision."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = deepcopy(head).double()
+
+    def forward(self, x):
+        return self.head(x.double())
+
+
+def attacked_head(world, base, threat, parameters, n=60):
+    """Images of one row, their labels, and what the search makes of them for a base model."""
+    wrapped = HPMClassifier(Split(torch.nn.Flatten(), world.head), 0.5 * world.head.weight, HPMConfig())
+    x = torch.rand(n, 1, 1, world.head.in_features, generator=torch.Generator().manual_seed(3))
+    y, every = world.predict(x), torch.ones(n, dtype=torch.bool)
+    view = make_view("base", Subject(wrapped, base, "base"))
+    return x, y, next(run_attack(Step("base", "conjunction", "msa", parameters), view, x, y, every, threat, 0, n))
+
+
 @pytest.mark.parametrize("n_classes", [2, 5])
 def test_a_plain_head_meets_the_same_search(n_classes, worlds):
     """A base model's view: what can be reached in a linear head has a closed form, and one condition finds it."""
     world, threat = worlds.LinearWorld.random(n_classes, 12, seed=3), ThreatModel.parse("Linf", "0.1")
-    view = make_view(
-        "base",
-        Subject(
-            HPMClassifier(Split(torch.nn.Flatten(), world.head), 0.5 * world.head.weight, HPMConfig()), world, "base"
-        ),
-    )
-    x = torch.rand(60, 1, 3, 4, generator=torch.Generator().manual_seed(3))
-    y = world.predict(x)
-    reachable = world.reachable_margin(x, y, threat)
-    x_adv = next(
-        run_attack(
-            Step("base", "conjunction", "msa", {"steps": 30}),
-            view,
-            x,
-            y,
-            torch.ones_like(y, dtype=torch.bool),
-            threat,
-            0,
-            60,
-        )
-    )
-    broken = world.predict(x_adv) != y
+    x, y, x_adv = attacked_head(world, world, threat, {"steps": 30})
+    broken, reachable = world.predict(x_adv) != y, world.reachable_margin(x, y, threat)
+    clear = reachable.abs() > 1e-3
     assert 0 < broken.sum() < 60
-    assert torch.equal(broken[reachable.abs() > 1e-3], (reachable > 0)[reachable.abs() > 1e-3])
+    assert torch.equal(broken[clear], (reachable > 0)[clear])
+
+
+def test_a_head_in_double_precision_is_searched_as_well(worlds):
+    world, threat = worlds.LinearWorld.random(5, 12, seed=3), ThreatModel.parse("Linf", "0.1")
+    base = torch.nn.Sequential(torch.nn.Flatten(), Doubled(world.head))
+    _, y, x_adv = attacked_head(world, base, threat, {"steps": 30, "restarts": 2})
+    assert x_adv.dtype is torch.float32
+    assert 0 < (base(x_adv).argmax(1) != y).sum() < 60
 
 
 def test_where_no_choice_discounts_one_condition_is_all(worlds):

@@ -67,13 +67,11 @@ def test_msa_on_independent_rows_contains_standard_autoattack_first(batching):
     ]
 
 
-def test_a_base_model_meets_autoattack_and_the_attacks_on_hpm_that_fit_any_head():
-    steps = msa_on_base()
-    assert steps[:4] == standard("base")
-    for step in steps[4:]:
-        assert step.group == MSA
-        assert replace(step, view="hpm") in msa(Batching.SOLO)
-    assert [step.name for step in steps[4:]] == ["conjunction@base.restarts-40", "hard-label@base"]
+def test_a_base_model_meets_autoattack_and_all_that_is_made_for_rows_of_hpm():
+    """But for transfers, so neither is called better for being attacked less."""
+    own = [replace(step, view="base") for step in msa(Batching.SOLO) if step.view == "hpm"]
+    assert list(msa_on_base()) == own
+    assert msa_on_base()[:4] == standard("base")
 
 
 def test_msa_on_joint_batches():

@@ -24,20 +24,20 @@ UNFINISHED = "the last attack still broke 5 images: more attacks would probably 
 
 
 @pytest.mark.parametrize(
-    ("target", "standing", "left", "autoattack", "raised"),
+    ("ends_with_msa", "standing", "left", "autoattack", "raised"),
     [
-        ("hpm", [90, 80, 76, 71], 71, 80, [OVERSTATED, UNFINISHED]),
-        ("base", [90, 80, 76, 71], 71, 80, [OVERSTATED]),
-        ("hpm", [90, 80, 71, 71], 71, 80, [OVERSTATED]),
-        ("hpm", [90, 80, 76, 76], 71, 80, [OVERSTATED]),
-        ("hpm", [90, 76, 71], 71, None, [UNFINISHED]),
-        ("hpm", [90, 76, 71], 60, None, [UNFINISHED]),
-        ("hpm", [90, 80, 80], 80, 80, []),
-        ("hpm", [90], 90, None, []),
+        (True, [90, 80, 76, 71], 71, 80, [OVERSTATED, UNFINISHED]),
+        (False, [90, 80, 76, 71], 71, 80, [OVERSTATED]),
+        (True, [90, 80, 71, 71], 71, 80, [OVERSTATED]),
+        (True, [90, 80, 76, 76], 71, 80, [OVERSTATED]),
+        (True, [90, 76, 71], 71, None, [UNFINISHED]),
+        (True, [90, 76, 71], 60, None, [UNFINISHED]),
+        (True, [90, 80, 80], 80, 80, []),
+        (False, [90], 90, None, []),
     ],
 )
-def test_what_a_run_raises(target, standing, left, autoattack, raised):
-    assert of_run(target, standing, left, autoattack, 100) == raised
+def test_what_a_run_raises(ends_with_msa, standing, left, autoattack, raised):
+    assert of_run(standing, left, autoattack, 100, ends_with_msa=ends_with_msa) == raised
 
 
 def test_what_a_step_raises():

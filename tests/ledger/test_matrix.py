@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hpm_robustbench.ledger.matrix import matrix_rows, members
-from hpm_robustbench.ledger.plan import MSA, QUICK, Plan, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, COMPONENTS, MSA, QUICK, Plan, Step
 from hpm_robustbench.ledger.record import CLEAN, RunRecord, StepResult, Verdict
 from hpm_robustbench.ledger.transfers import LENT
 from hpm_robustbench.threat import Batching
@@ -44,6 +44,10 @@ def test_every_step_has_a_run_of_its_own_that_is_a_screen(make_record, spec):
     assert {step.group for member in found for step in member.steps} == {QUICK}
     assert len({plan.run_key, *(member.run_key for member in found)}) == 4
     assert not any(member.lender for member in found)
+    standard = replace(plan, steps=tuple(Step("hpm", attack, AUTOATTACK) for attack in COMPONENTS))
+    for each in (plan, standard):
+        in_trial = [each.seed_of(step) for step in each.steps]
+        assert [member.seed_of(member.steps[0]) for member in members(each)] == in_trial, "as in the trial"
     joint = replace(plan, batching=Batching.JOINT)
     assert joint.aggregated
     assert not any(member.aggregated for member in members(joint))
