@@ -5,7 +5,7 @@
 
 Every step below meets the images that stand in a card (the embedded model's by default), as if MSA had it last: how
 many it met and took, and its passes over those of standard AutoAttack on the base model. The first line of each trial,
-under SOLO the first three, repeat one of MSA's own steps with a larger budget: so much takes whoever only tries longer.
+under SOLO the first four, repeat one of MSA's own steps with a larger budget: so much takes whoever only tries longer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def _step(view: str, name: str, **parameters: int | float | str) -> Step:
 LEFT_OUT = {
     Batching.SOLO: (
         _step("hpm", "hard-label", queries=10000),
-        _step("hpm", "conjunction", steps=200),
-        _step("hpm", "conjunction", softness=0.05),
+        _step("hpm", "conjunction", restarts=400),
+        _step("hpm", "conjunction", restarts=40, steps=200),
+        _step("hpm", "conjunction", restarts=40, softness=0.05),
         *(_step("base", attack) for attack in ("fab-t", "square")),
         *(_step(view, "apgd-t") for view in ("l2", "soft", "soft-0.5", "soft-0.1", "batch", "mixed")),
         *(_step("l2", attack) for attack in ("apgd-ce", "fab-t", "square")),

@@ -4,9 +4,9 @@ r"""MSA's conjunction again, from many other random starts, on the few images th
     python -m benchmarks.other_starts --output DIR --data DIR --finetuned benchmarks/fine_tuned \
                                       --card model_cards/cifar10/Linf/CrownCnnA-Adversarial_uniform-v1.json
 
-Each condition of the conjunction is climbed for each target from one start (and for three targets from a second). What
-others would find, this tells behind a card: of the images that stand under SOLO those whose hard minimum is highest are
-met again.
+MSA climbs each condition of its conjunction for each target from one start, and from 40 others where that ended near.
+What still others would find, this tells behind a card: of the images that stand under SOLO those whose hard minimum is
+highest are met again, on every condition.
 """
 
 from __future__ import annotations

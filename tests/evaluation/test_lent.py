@@ -1,4 +1,4 @@
-"""What AutoAttack made of the base model is shown to HPM; what falls to it is counted another way."""
+"""What was made of the base model is shown to HPM; what falls to it is counted another way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Finished runs as a real trial leaves them: seven attacks alone, four on whole batches, three targets."""
+"""Finished runs as a real trial leaves them: seven attacks alone, four on whole batches, three targets.
+
+A base model meets AutoAttack, as in older cards, or one attack of MSA besides, by how many strengths there are.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ NOTES = {"prototypes": "class means of all 50,000 training images, in evaluation
 def steps_of(target: str, batching: Batching) -> tuple[Step, ...]:
     alone = tuple(Step(target, name, AUTOATTACK) for name in COMPONENTS)
     if target == "base":
-        return alone
+        return *alone, Step("base", "conjunction", MSA, {"restarts": 40})
     if batching.row_independent:
         added = (Step("fc", "apgd-t", MSA), Step("base", "apgd-t", MSA), Step("hpm", "conjunction", MSA))
         return alone + added
@@ -78,13 +81,14 @@ def run_steps(plan: Plan, clean: float, strengths: list[float], flags: dict[str,
 @pytest.fixture(scope="session")
 def make_record() -> Callable[..., RunRecord]:
     def make(spec, target, batching, *, clean, strengths, flags=None, seed=0, composed=None) -> RunRecord:
+        steps = steps_of(target, batching)[: len(strengths)]
         plan = Plan(
             model=spec.name,
             target=target,
             batching=batching,
             threat=spec.threat,
-            protocol="standard" if target == "base" else "msa",
-            steps=steps_of(target, batching),
+            protocol="msa" if any(step.group == MSA for step in steps) else "standard",
+            steps=steps,
             examples=Examples(spec.dataset, "test", "5e" * 32, N),
             state_sha256="ab" * 32,
             defence={} if target == "base" else {"beta": 0.5, "tau": "fit", "distance": "squared"},
@@ -201,7 +205,7 @@ def make_card(make_record) -> Callable[..., ModelCard]:
             paper=paper or Paper(title=f"The paper of {name}", venue="ICML 2020", architecture="WideResNet-28-10"),
         )
         runs = [
-            make_record(spec, "base", Batching.SOLO, clean=clean, strengths=[base, base, base - 0.05, base - 0.05]),
+            make_record(spec, "base", Batching.SOLO, clean=clean, strengths=[base, base, base - 0.05, base - 0.05, 0]),
             make_record(spec, "hpm", Batching.SOLO, clean=clean, strengths=[hpm, hpm, *[hpm - 0.05] * 5]),
         ]
         return build_card(spec, runs, n_classes=10, notes=NOTES)

@@ -61,7 +61,7 @@ def test_joint_reports_both_aggregations_and_how_many_batch_mates_share_a_class(
     assert joint.autoattack is None
 
 
-def test_the_verdict_compares_base_under_autoattack_with_hpm_under_everything(card, records):
+def test_the_verdict_compares_base_and_hpm_each_under_everything(card, records):
     base, solo, _ = records
     pairs = list(zip(base.standing(), solo.standing(), strict=True))
     verdict = card.hpm_bench.verdict(Batching.SOLO)
