@@ -98,4 +98,4 @@ def test_status_tells_how_far_a_run_is(place, hpm_bench: Callable, tmp_path: Pat
     result = hpm_bench("status", "--output", tmp_path)
     assert result.code == 0
     assert "unfinished" in result.out
-    assert "/10" in result.out
+    assert "/20" in result.out
