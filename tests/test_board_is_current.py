@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from hpm_robustbench.attacks.protocols import msa
+from hpm_robustbench.attacks.protocols import find_protocol
 from hpm_robustbench.ledger.leaderboard import check
 from hpm_robustbench.ledger.model_card import card_path, read_card
+from hpm_robustbench.ledger.plan import MSA
 from hpm_robustbench.threat import Batching
 
 ROOT = Path(__file__).parent.parent
@@ -39,4 +41,4 @@ def test_the_digits_cards_are_of_the_embedded_weights(path: Path) -> None:
 
 
 def test_the_committed_board_is_what_the_cards_give() -> None:
-    check(ROOT / "model_cards", ROOT / "leaderboard", msa)
+    check(ROOT / "model_cards", ROOT / "leaderboard", partial(find_protocol, MSA))

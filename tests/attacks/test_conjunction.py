@@ -242,8 +242,8 @@ def test_a_head_in_double_precision_is_searched_as_well(worlds):
 def test_where_no_choice_discounts_one_condition_is_all(worlds):
     """C2, static distances: a third of the passes."""
     generator = torch.Generator().manual_seed(0)
-    head, prototypes = torch.nn.Linear(6, 4), torch.randn(4, 6, generator=generator)
-    x, threat = torch.rand(30, 1, 2, 3, generator=generator), ThreatModel.parse("Linf", "0.001")
+    head, prototypes = worlds.LinearWorld.random(4, 6, seed=0).head, torch.randn(4, 6, generator=generator)
+    x, threat = torch.rand(30, 1, 2, 3, generator=generator), ThreatModel.parse("Linf", "0.00001")
 
     def passes(beta):
         classifier = HPMClassifier(Split(torch.nn.Flatten(), head), prototypes, HPMConfig(beta=beta)).freeze()

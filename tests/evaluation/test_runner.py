@@ -112,8 +112,9 @@ def test_a_base_model_without_an_answer_has_lost_what_it_was_shown(
     wrapped: Wrapped, examples: ExampleSet, tmp_path: Path
 ) -> None:
     subject = Subject(wrapped.classifier.with_batching(Batching.SOLO), SilentOffTheGrid(wrapped.base))
-    record = tried(plan_of(subject, examples, QUICK[:1]), subject, examples, tmp_path)
-    fallen = [row for row in range(record.n) if record.lost_to[row] == QUICK[0].name]
+    step = Step("hpm", "apgd-t", AUTOATTACK, {"n_iter": 10})
+    record = tried(plan_of(subject, examples, (step,)), subject, examples, tmp_path)
+    fallen = [row for row in range(record.n) if record.lost_to[row] == step.name]
     assert 0 in {int(examples.labels[row]) for row in fallen}
     assert all(record.base_predicted[row] is not None for row in fallen)
 
