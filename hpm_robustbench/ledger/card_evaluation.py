@@ -274,9 +274,8 @@ class Evaluation(Batched):
     def _flags_follow(self) -> Evaluation:
         standing = [self.clean.count, *(step.robust.count for step in self._own)]
         autoattack = self.autoattack.count if self.autoattack else None
-        ends_with_msa = any(step.group == MSA for step in self._own[-1:])
-        raised = doubts.of_run(standing, self.robust.count, autoattack, self.n, ends_with_msa=ends_with_msa)
-        if not set(raised) <= set(self.flags):
+        groups = [step.group for step in self._own]
+        if not set(doubts.of_run(groups, standing, self.robust.count, autoattack, self.n)) <= set(self.flags):
             raise ValueError("the counts of the steps raise a flag that is not among the flags")
         if any(not self._asked_of(step) <= set(step.flags) for step in self.steps):
             raise ValueError("the counts of a step raise a flag that is not among its flags")

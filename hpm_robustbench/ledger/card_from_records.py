@@ -16,7 +16,7 @@ from hpm_robustbench.ledger.card_evaluation import Evaluation, Metric, StepSumma
 from hpm_robustbench.ledger.card_from_tuning import Tuned
 from hpm_robustbench.ledger.card_schema import ModelCard, contract_of, robustbench_view
 from hpm_robustbench.ledger.indicators import indicators
-from hpm_robustbench.ledger.plan import AUTOATTACK, MSA, BasePlan, Step
+from hpm_robustbench.ledger.plan import AUTOATTACK, BasePlan, Step
 from hpm_robustbench.ledger.provenance import provenance_of
 from hpm_robustbench.ledger.record import CLEAN, RunRecord
 from hpm_robustbench.ledger.record import Verdict as RowVerdict
@@ -259,8 +259,7 @@ def _doubted(record: RunRecord) -> list[str]:
     own = [step for step in record.plan.steps if step.attack != TRANSFER]
     standing = [sum(record.standing(upto=name)) for name in (CLEAN, *(step.name for step in own))]
     autoattack = sum(record.standing(AUTOATTACK)) if record.has_autoattack else None
-    ends_with_msa = any(step.group == MSA for step in own[-1:])
-    return doubts.of_run(standing, sum(record.standing()), autoattack, record.n, ends_with_msa=ends_with_msa)
+    return doubts.of_run([step.group for step in own], standing, sum(record.standing()), autoattack, record.n)
 
 
 def _aggregated(record: RunRecord) -> list[str]:

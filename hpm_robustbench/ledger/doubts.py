@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 from hpm_robustbench.ledger.card_block import DOUBT
 from hpm_robustbench.ledger.indicators import overstates
-from hpm_robustbench.ledger.plan import BLACK_BOXES
+from hpm_robustbench.ledger.plan import BLACK_BOXES, MSA
 
 
-def of_run(standing: Sequence[int], left: int, autoattack: int | None, n: int, *, ends_with_msa: bool) -> list[str]:
+def of_run(groups: Sequence[str], standing: Sequence[int], left: int, autoattack: int | None, n: int) -> list[str]:
     """What a run's counts raise.
 
     Args:
-        standing: images that are right on clean input, and those that stand after each attack of its own.
+        groups: those of the attacks of its own, in their order.
+        standing: images that are right on clean input, and those that stand after each of these attacks.
         left: those that stand after everything, what was made for others included.
         autoattack: images that stand under standard AutoAttack, if that met the target.
         n: images of the evaluation.
-        ends_with_msa: whether the last attack of its own is the last resort of MSA, and not one of AutoAttack alone.
     """
     more = 0 if autoattack is None else autoattack - left
-    late = standing[-2] - standing[-1] if ends_with_msa else 0
+    late = standing[-2] - standing[-1] if [*groups[-1:]] == [MSA] else 0
     overstated = f"{DOUBT}: other attacks broke {more} images that it had left standing"
-    # While the last resort still wins rows, the number is not yet a floor.
+    # MSA ends with its last resort, as AutoAttack alone does not; while that wins rows, the number is not yet a floor.
     unfinished = f"the last attack still broke {late} images: more attacks would probably break more"
     return [*([overstated] if overstates(more, n) else []), *([unfinished] if late else [])]
 

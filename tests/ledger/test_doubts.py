@@ -15,6 +15,7 @@ from hpm_robustbench.ledger.card_block import DOUBT
 from hpm_robustbench.ledger.card_evaluation import Metric
 from hpm_robustbench.ledger.doubts import of_run, of_step
 from hpm_robustbench.ledger.model_card import ModelCard, build_card, read_card
+from hpm_robustbench.ledger.plan import AUTOATTACK, MSA
 from hpm_robustbench.ledger.record import Verdict
 from hpm_robustbench.threat import Batching
 
@@ -24,20 +25,20 @@ UNFINISHED = "the last attack still broke 5 images: more attacks would probably 
 
 
 @pytest.mark.parametrize(
-    ("ends_with_msa", "standing", "left", "autoattack", "raised"),
+    ("groups", "standing", "left", "autoattack", "raised"),
     [
-        (True, [90, 80, 76, 71], 71, 80, [OVERSTATED, UNFINISHED]),
-        (False, [90, 80, 76, 71], 71, 80, [OVERSTATED]),
-        (True, [90, 80, 71, 71], 71, 80, [OVERSTATED]),
-        (True, [90, 80, 76, 76], 71, 80, [OVERSTATED]),
-        (True, [90, 76, 71], 71, None, [UNFINISHED]),
-        (True, [90, 76, 71], 60, None, [UNFINISHED]),
-        (True, [90, 80, 80], 80, 80, []),
-        (False, [90], 90, None, []),
+        ([AUTOATTACK, MSA], [90, 80, 76, 71], 71, 80, [OVERSTATED, UNFINISHED]),
+        ([MSA, AUTOATTACK], [90, 80, 76, 71], 71, 80, [OVERSTATED]),
+        ([AUTOATTACK, MSA], [90, 80, 71, 71], 71, 80, [OVERSTATED]),
+        ([AUTOATTACK, MSA], [90, 80, 76, 76], 71, 80, [OVERSTATED]),
+        ([AUTOATTACK, MSA], [90, 76, 71], 71, None, [UNFINISHED]),
+        ([AUTOATTACK, MSA], [90, 76, 71], 60, None, [UNFINISHED]),
+        ([AUTOATTACK, MSA], [90, 80, 80], 80, 80, []),
+        ([], [90], 90, None, []),
     ],
 )
-def test_what_a_run_raises(ends_with_msa, standing, left, autoattack, raised):
-    assert of_run(standing, left, autoattack, 100, ends_with_msa=ends_with_msa) == raised
+def test_what_a_run_raises(groups, standing, left, autoattack, raised):
+    assert of_run(groups, standing, left, autoattack, 100) == raised
 
 
 def test_what_a_step_raises():
